@@ -1,0 +1,1 @@
+"""Records, enums, venues, instruments and exact numbers: the vocabulary every room speaks."""

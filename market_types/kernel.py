@@ -1,0 +1,47 @@
+"""The one decorator for numba kernels, and the place of the compiled code.
+
+`NUMBA_CACHE_DIR` must be set before numba is imported: numba fails at import in a read-only installation
+without a home, as hardened systemd units are. Only this module and `udp_protocol.atomics` import numba, so
+importing `kernel` from here is enough.
+
+numba looks only at the file of the kernel itself to tell whether its compiled code is stale, never at the
+files of the kernels it calls. So the cache folder is named by a stamp over all source files of the rooms:
+after any change every kernel is compiled again.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+F = TypeVar("F", bound=Callable[..., object])
+
+_ROOMS = ("market_types", "udp_protocol", "matching_engine", "feeder")
+
+
+def _source_stamp(root: Path) -> str:
+    """Return 16 hex digits that change with the name, time or size of any source file of the rooms."""
+    digest = hashlib.blake2b(digest_size=8)
+    for room in _ROOMS:
+        for path in sorted((root / room).rglob("*.py")):
+            stat = path.stat()
+            digest.update(f"{path}:{stat.st_mtime_ns}:{stat.st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _cache_folder() -> Path:
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "tapecast" / _source_stamp(Path(__file__).resolve().parents[1])
+
+
+if "NUMBA_CACHE_DIR" not in os.environ:
+    os.environ["NUMBA_CACHE_DIR"] = str(_cache_folder())
+
+from numba import njit  # noqa: E402  (the cache folder has to be known first)
+
+
+def kernel(function: F) -> F:
+    """Compile `function` in nopython mode, with the GIL held and the machine code kept on disk."""
+    compiled: F = njit(cache=True, error_model="numpy")(function)
+    return compiled
