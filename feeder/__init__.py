@@ -1,0 +1,1 @@
+"""The daemon: venue WebSockets in, rings, tape and multicast out."""

@@ -1,0 +1,232 @@
+"""The heart of a feeder: links and REST in, one batch a wake-up out. Knows no venue by name."""
+
+import asyncio
+import gc
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from feeder.batch import Batch, Request
+from feeder.link import Link
+from feeder.publisher import Publisher
+from feeder.rest import Answer, Rest
+from feeder.venues.base import Market, Plan, Shared
+from market_types.enums import MarketKind, VenueState
+from market_types.instruments import Instrument
+from udp_protocol.text import Alert, Conn, Exchange, Lat, format_line
+
+log = structlog.get_logger()
+
+NS_PER_S = 1_000_000_000
+PACING_BURST_S = 0.02  # what a paced feeder may send at once
+
+
+class Pacer:
+    """Holds the frames of a recording to a rate that every subscriber can follow. Time is an argument."""
+
+    def __init__(self, frames_per_s: int, frames: int, now_ns: int) -> None:
+        self._rate = frames_per_s
+        self._frames = frames
+        self._since_ns = now_ns
+
+    def behind_s(self, frames: int, now_ns: int) -> float:
+        """Return for how long to read nothing, 0 = go on. `frames` counts all frames sent so far."""
+        if not self._rate:
+            return 0.0
+        due_ns = self._since_ns + (frames - self._frames) * NS_PER_S // self._rate
+        if due_ns <= now_ns:  # unused time is not saved up
+            self._frames, self._since_ns = frames, now_ns
+            return 0.0
+        ahead_s = (due_ns - now_ns) / NS_PER_S
+        return ahead_s if ahead_s > PACING_BURST_S else 0.0
+
+
+class Feed:
+    """One market of the venue: its addresses, and what all its links share."""
+
+    def __init__(self, market: Market, rest: Rest, ws_url: str, shared: Shared) -> None:
+        self.market = market
+        self.rest = rest
+        self.ws_url = ws_url.rstrip("/")
+        self.shared = shared
+        self._gate_ns = 0
+
+    async def gate(self) -> None:
+        """Wait for this link's turn to connect, so that all together keep the venue's pace."""
+        now_ns = time.monotonic_ns()
+        turn_ns = max(self._gate_ns, now_ns)
+        self._gate_ns = turn_ns + int(NS_PER_S / self.market.limits.connects_per_s)
+        await asyncio.sleep((turn_ns - now_ns) / NS_PER_S)
+
+
+class Runner:
+    """Runs all links of a venue and publishes what their adapters gather.
+
+    ends_with_recording  a link that the venue closes in order stays closed, its books valid
+    ending               links that go from now on leave their books valid: the session ends instead
+    """
+
+    def __init__(self, publisher: Publisher, *, paced: int, ends_with_recording: bool) -> None:
+        self.batch: Batch = publisher.batch
+        self.links: list[Link] = []
+        self.instruments: list[Instrument] = []
+        self.ends_with_recording = ends_with_recording
+        self.ending = False
+        self._publisher = publisher
+        self._loop = asyncio.get_running_loop()
+        self._flush_pending = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._pacer = Pacer(paced, publisher.frames, time.monotonic_ns())
+        self._beat_timer: asyncio.TimerHandle | None = None
+        self._beat_due_ns = 0
+        self._messages_then = 0
+
+    # ---------------------------------------------------------------- life
+
+    def begin(self) -> None:
+        """Begin to beat and to report; the session is open."""
+        self._beat()
+        self._tasks.append(asyncio.create_task(self._every_second()))
+
+    def connect(self, feed: Feed, plans: Sequence[Plan]) -> None:
+        """Open a link for each plan, at the venue's pace."""
+        for plan in plans:
+            link = Link(self, feed, plan)
+            self.links.append(link)
+            self._tasks.append(asyncio.create_task(link.run()))
+
+    async def stop(self) -> None:
+        """Close the links."""
+        self.ending = True
+        for task in self._tasks:
+            task.cancel()
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+    def still(self) -> None:
+        """Beat no more."""
+        if self._beat_timer is not None:
+            self._beat_timer.cancel()
+
+    @property
+    def subscribed(self) -> bool:
+        """Return whether every link is open and everything it asked for acknowledged."""
+        return all(link.connected and link.adapter.subscribed for link in self.links)
+
+    @property
+    def syncing(self) -> bool:
+        """Return whether a snapshot is under way."""
+        return any(link.alive and link.adapter.syncing for link in self.links)
+
+    @property
+    def connected(self) -> int:
+        """Return how many links are open."""
+        return sum(link.connected for link in self.links)
+
+    @property
+    def n_messages(self) -> int:
+        """Return how many messages came since the start."""
+        return sum(link.n_messages for link in self.links)
+
+    # ---------------------------------------------------------------- what links call
+
+    def touched(self) -> None:
+        """Publish at the end of this wake-up, once for all messages of it."""
+        if not self._flush_pending:
+            self._flush_pending = True
+            self._loop.call_soon(self._flush)
+
+    def fetch(self, link: Link, request: Request) -> None:
+        """Queue a REST call for the link's present adapter."""
+        adapter = link.adapter
+
+        def answered(answer: Answer) -> None:
+            link.answered(adapter, request, answer.status, answer.body)
+
+        link.feed.rest.ask(request, answered, lambda: link.adapter is adapter and link.alive)
+
+    # ---------------------------------------------------------------- publishing
+
+    def _flush(self) -> None:
+        self._flush_pending = False
+        self._publisher.publish(self.batch)
+        if self._publisher.next_beat_ns < self._beat_due_ns:
+            self._schedule_beat(self._publisher.next_beat_ns)
+        behind_s = self._pacer.behind_s(self._publisher.frames, time.monotonic_ns())
+        if behind_s:
+            for link in self.links:
+                link.pause()
+            self._loop.call_later(behind_s, self._go_on)
+
+    def _go_on(self) -> None:
+        for link in self.links:
+            link.resume()
+
+    def _beat(self) -> None:
+        self._schedule_beat(self._publisher.beat(time.monotonic_ns()))
+
+    def _schedule_beat(self, due_ns: int) -> None:
+        if self._beat_timer is not None:
+            self._beat_timer.cancel()
+        self._beat_due_ns = due_ns
+        self._beat_timer = self._loop.call_later(max(0.0, (due_ns - time.monotonic_ns()) / NS_PER_S), self._beat)
+
+    # ---------------------------------------------------------------- each second
+
+    async def _every_second(self) -> None:
+        due_ns = time.monotonic_ns()
+        while True:
+            self._second()
+            due_ns += NS_PER_S
+            await asyncio.sleep(max(0.0, (due_ns - time.monotonic_ns()) / NS_PER_S))
+
+    def _second(self) -> None:
+        now_ns = time.time_ns()
+        for link in self.links:
+            link.tick(now_ns)
+        self._publisher.second()
+        self.report(now_ns)
+        messages = self.n_messages
+        if messages == self._messages_then:
+            gc.collect()  # only when idle
+        self._messages_then = messages
+
+    def state(self) -> tuple[VenueState, int]:
+        """Return the state of the venue's links and the reason it is not up."""
+        total, connected = len(self.links), self.connected
+        if total and connected == total and self.subscribed:
+            return VenueState.UP, 0
+        if connected:
+            return VenueState.DEGRADED, 2
+        lost = any(link.reconnects >= 0 for link in self.links)
+        return (VenueState.DOWN, 2) if lost else (VenueState.CONNECTING, 0)
+
+    def report(self, now_ns: int) -> None:
+        """Publish VENUE_STATUS and the text lines."""
+        state, reason = self.state()
+        connected, total = self.connected, len(self.links)
+        reconnects = sum(max(link.reconnects, 0) for link in self.links)
+        last_ns = max((link.last_message_ns for link in self.links), default=0)
+        self._publisher.status(state, reason, connected, total, reconnects, self.n_messages, last_ns)
+        name = self._publisher.venue.name
+        lines = [format_line(Conn(name, connected, total - connected, total))]
+        for kind in sorted({instrument.kind for instrument in self.instruments}):
+            counts = self._publisher.counts(MarketKind(kind))
+            symbols = sum(instrument.kind == kind for instrument in self.instruments)
+            drops = self._publisher.counters["send_drop"]
+            lines.append(
+                format_line(
+                    Exchange(name, MarketKind(kind).word, {"symbols": symbols, **counts, "drops": drops}, now_ns)
+                )
+            )
+        latency = self._publisher.latency
+        if latency.n:
+            lines.append(format_line(Lat(name, "recv_to_send", latency.n, *latency.quantiles(0.5, 0.99, 0.999, 1.0), now_ns)))
+            latency.reset()
+        alerts, self.batch.alerts = self.batch.alerts, []
+        for level, keyword, field in alerts:
+            log.log({"info": 20, "warn": 30, "crit": 50}[level], "alert", keyword=keyword, field=field)
+            lines.append(format_line(Alert(level, keyword, field, now_ns)))
+        self._publisher.text(lines)

@@ -1,0 +1,53 @@
+"""Settings of one venue's feeder, `config/feeder/*/<venue>.toml`."""
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from market_types.configuration import SettingError
+
+#: the type words of the text lines
+Category = Literal[
+    "spot", "perp", "perp-inv", "future", "future-inv", "option", "index",
+    "equity", "etf", "eq-option", "eq-future", "eq-index", "bond", "fx",
+]  # fmt: skip
+
+WebSocketUrl = Annotated[str, msgspec.Meta(pattern="^wss?://.")]
+RestUrl = Annotated[str, msgspec.Meta(pattern="^https?://.")]
+
+
+class Market(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Endpoints of one market of a venue."""
+
+    ws_url: WebSocketUrl
+    rest_url: RestUrl
+
+
+class VenueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is taken from a venue, and how.
+
+    symbols, exclude    globs over the venue's own text, case-sensitive
+    categories          kinds of instrument; none = all
+    symbols_per_connection  how many symbols share a WebSocket; the venue's own cap goes first
+    trades              single fills, or fills of one taker order merged by the venue where it offers that
+    depth               the venue's word for one of its depth streams, or "fastest"
+    book_levels_max     a book with more levels a side is asked for anew
+    n_channels          channels of the venue's range in use, constant within a session
+    market              endpoints by market name
+
+    Raises SettingError for a venue without a market.
+    """
+
+    symbols: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    market: dict[str, Market]
+    exclude: tuple[str, ...] = ()
+    categories: tuple[Category, ...] = ()
+    symbols_per_connection: Annotated[int, msgspec.Meta(ge=1)] = 5
+    trades: Literal["trade", "agg"] = "trade"
+    depth: Annotated[str, msgspec.Meta(min_length=1)] = "fastest"
+    book_levels_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
+    n_channels: Annotated[int, msgspec.Meta(ge=1, le=8)] = 8
+
+    def __post_init__(self) -> None:
+        if not self.market:
+            raise SettingError("market", "at least one table, such as [market.usdm]")

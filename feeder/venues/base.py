@@ -1,0 +1,142 @@
+"""What every venue's file provides, and what the runner provides to it."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import msgspec
+
+from feeder.batch import Batch, Request
+from feeder.settings import VenueSettings
+from market_types.instruments import Instrument
+from market_types.venues import Venue
+
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the venue allows one client. Source: the venue's page in the documents of its API."""
+
+    streams_per_connection: int
+    messages_per_s: int  # from us, on one connection
+    connects_per_s: float  # new connections
+    lifetime_s: float  # after which the venue closes a connection
+    weight_per_minute: int  # REST
+    weight_header: str  # of REST answers: the weight used in this minute
+    backoff_base_s: float = 1.0
+    backoff_cap_s: float = 60.0
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What one connection carries.
+
+    path     below the market's WebSocket address
+    streams  in the venue's own words
+    """
+
+    path: str
+    streams: tuple[str, ...]
+    instruments: tuple[Instrument, ...]
+
+
+class Shared:
+    """What outlives a connection: the runner hands the same one to every adapter of a market.
+
+    trades    last trade id and open gaps by instrument number
+    counters  what went wrong, by name
+    """
+
+    def __init__(self) -> None:
+        self.trades: dict[int, TradeIds] = {}
+        self.counters: Counter[str] = Counter()
+
+
+class TradeIds:
+    """Tells whether a trade of a venue whose ids rise by one is new, missing, late or known."""
+
+    NEW, LATE, KNOWN, RESET = range(4)
+    RESET_DISTANCE = 100_000  # so far behind the last id no duplicate comes
+
+    __slots__ = ("gaps", "last")
+
+    def __init__(self) -> None:
+        self.last = -1
+        self.gaps: list[range] = []
+
+    def see(self, trade_id: int) -> tuple[int, range]:
+        """Return what the id is, and the ids missing before it."""
+        missing = range(0)
+        if self.last >= 0 and trade_id > self.last + 1:
+            missing = range(self.last + 1, trade_id)
+            self.gaps = [*self.gaps[-15:], missing]
+        if trade_id > self.last:
+            self.last = trade_id
+            return self.NEW, missing
+        if trade_id < self.last - self.RESET_DISTANCE:
+            self.last, self.gaps = trade_id, []
+            return self.RESET, missing
+        for at, gap in enumerate(self.gaps):
+            if trade_id in gap:
+                parts = [range(gap.start, trade_id), range(trade_id + 1, gap.stop)]
+                self.gaps[at : at + 1] = [part for part in parts if part]
+                return self.LATE, missing
+        return self.KNOWN, missing
+
+
+class Adapter(Protocol):
+    """One connection's view of a venue: bytes in, records out. A new one is made for every connection."""
+
+    @property
+    def subscribed(self) -> bool:
+        """Return whether the venue acknowledged everything asked for."""
+
+    @property
+    def syncing(self) -> bool:
+        """Return whether a book waits for a snapshot that is under way."""
+
+    def hello(self) -> list[bytes]:
+        """Return the messages to send once connected."""
+
+    def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
+        """Append one message's records to `out`. Raises VenueError; the message is then lost, nothing else."""
+
+    def answer(self, request: Request, body: bytes, ts_recv_ns: int, out: Batch) -> None:
+        """Take the answer to a REST call of this adapter. Raises VenueError."""
+
+    def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:
+        """Take note that the venue will not answer a REST call."""
+
+    def tick(self, now_ns: int, out: Batch) -> None:
+        """Once a second: what is due."""
+
+    def disconnected(self, now_ns: int, out: Batch) -> None:
+        """Append what a lost link means for the books."""
+
+
+class Market(Protocol):
+    """One market of a venue: how to find its instruments and spread them over connections."""
+
+    venue: Venue
+    name: str
+    limits: Limits
+
+    def instruments_request(self) -> Request:
+        """Return the REST call for the list of instruments."""
+
+    def instruments(self, body: bytes) -> list[Instrument]:
+        """Return the instruments in an answer to it, without numbers and channels. Raises VenueError."""
+
+    def category(self, instrument: Instrument) -> str:
+        """Return the word configuration selects it by: spot, perp, future, option, equity."""
+
+    def plans(
+        self, instruments: Sequence[Instrument], settings: VenueSettings, offered: Iterable[str] | None
+    ) -> list[Plan]:
+        """Spread instruments over connections.
+
+        offered  the streams a stand-in has to give, None at a venue
+        """
+
+    def adapter(self, plan: Plan, shared: Shared) -> Adapter:
+        """Return a new adapter for one connection."""

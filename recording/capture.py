@@ -1,0 +1,203 @@
+"""A capture: the files of one recording, of one venue and market, as one stream of events."""
+
+import heapq
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from recording import cryptofeed, hftbacktest, plain
+from recording.events import CaptureError, Event, Opened, Received, Response, Sent
+from recording.files import numbered_lines
+
+#: the markets of each venue that has several; elsewhere a capture's market is ""
+MARKETS = {
+    "binance": ("spot", "usdm", "coinm"),
+    "bybit": ("spot", "linear", "inverse", "option"),
+}
+#: end of a URL's host, start of its path -> venue, market; the first that fits wins
+_URLS = (
+    ("fstream.binance.com", "", "binance", "usdm"),
+    ("fapi.binance.com", "", "binance", "usdm"),
+    ("dstream.binance.com", "", "binance", "coinm"),
+    ("dapi.binance.com", "", "binance", "coinm"),
+    ("binance.com", "", "binance", "spot"),
+    ("binance.vision", "", "binance", "spot"),
+    ("stream.bybit.com", "/v5/public/spot", "bybit", "spot"),
+    ("stream.bybit.com", "/v5/public/linear", "bybit", "linear"),
+    ("stream.bybit.com", "/v5/public/inverse", "bybit", "inverse"),
+    ("stream.bybit.com", "/v5/public/option", "bybit", "option"),
+    ("stream.bybit.com", "/realtime_public", "bybit", "linear"),
+    ("stream.bybit.com", "/realtime", "bybit", "inverse"),
+    ("bybit.com", "", "bybit", ""),
+    ("okex.com", "", "okx", ""),
+    ("okx.com", "", "okx", ""),
+    ("upbit.com", "", "upbit", ""),
+    ("pro.coinbase.com", "", "coinbase", ""),
+    ("coinbase.com", "", "coinbase", ""),
+    ("deribit.com", "", "deribit", ""),
+    ("bithumb.com", "", "bithumb", ""),
+    ("bitstamp.net", "", "bitstamp", ""),
+    ("independentreserve.com", "", "independent_reserve", ""),
+    ("ls-sec.co.kr", "", "ls", ""),
+)
+_VENUES = frozenset(venue for _, _, venue, _ in _URLS)
+
+_STREAM_FILE = re.compile(r"(?P<capture>.+?)\.(?:ws|http)\.\d+\.\d+(?:\.gz|\.xz)?")
+_WHOLE_FILE = re.compile(r"(?P<capture>.+?)\.(?:0|jsonl)(?:\.gz|\.xz)?")
+_COMPANION = re.compile(r"\.(?:0|http\.\d+\.\d+)(?:\.gz|\.xz)?")
+
+_FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Iterator[Event]]], ...] = (
+    (cryptofeed.is_cryptofeed, cryptofeed.read),
+    (hftbacktest.is_hftbacktest, hftbacktest.read),
+    (plain.is_plain, plain.read),
+)
+
+
+class Capture(NamedTuple):
+    """One recording. Its events are read from disk anew each time they are asked for."""
+
+    venue: str  # as in the venue table, or the recorder's own where that has none
+    market: str  # "" for venues with one market
+    files: tuple[Path, ...]
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events of all files, merged by receive time; in each file its order stays.
+
+        Raises CaptureError with file and line at the first line that is none of its file's format.
+        """
+        return heapq.merge(*(_read(path) for path in self.files), key=lambda event: event.ts_recv_ns)
+
+
+def open_capture(paths: Sequence[Path], market: str | None = None) -> Capture:
+    """Return the capture that `paths` are the files of, with the companion files found beside them.
+
+    paths   files of one capture, or one directory that holds a single capture
+    market  wins over the URLs in the capture, which win over the folder's name (`binance_usdm`)
+    Raises CaptureError: nothing there, several captures, venue or market unknown or at odds.
+    """
+    if not paths:
+        raise CaptureError("no path given; expected the files of one capture or its directory")
+    for path in paths:
+        if not path.exists():
+            raise CaptureError(f"{path}: no such file or directory")
+    files = _files_of(paths)
+    places = {place for path in files if (place := _place_by_url(path)) is not None}
+    places = {place for place in places if place[1]} or places
+    if not places:
+        places = {place for path in files if (place := _place_by_folder(path)) is not None}
+    venues = {venue for venue, _ in places}
+    if len(venues) != 1 or (len(places) != 1 and market is None):
+        found = ", ".join(sorted(" ".join(place).strip() for place in places)) or "no known venue"
+        raise CaptureError(
+            f"{', '.join(map(str, paths))}: {found}; expected one venue and market, told by URLs in the "
+            "capture or by a folder such as binance_usdm"
+        )
+    venue, found_market = places.pop()
+    return Capture(venue, _checked_market(venue, market, found_market, paths), files)
+
+
+def _checked_market(venue: str, wanted: str | None, found: str, paths: Sequence[Path]) -> str:
+    markets = MARKETS.get(venue, ("",))
+    chosen = found if wanted is None else wanted
+    if chosen not in markets:
+        expected = ", ".join(filter(None, markets)) or "none, the venue has one"
+        raise CaptureError(
+            f"{', '.join(map(str, paths))}: market {chosen!r} of {venue}; expected {expected} (--market)"
+        )
+    return chosen
+
+
+def _read(path: Path) -> Iterator[Event]:
+    """Yield the events of one file, whatever its format."""
+    first = next(numbered_lines(path), None)
+    if first is None:
+        return iter(())
+    number, line = first
+    for fits, read in _FORMATS:
+        if fits(line):
+            return read(path)
+    shown = line[:80].decode(errors="replace")
+    raise CaptureError(
+        f"{path}:{number}: {shown!r} is of no known format; expected a cryptofeed recording, "
+        "`<receive time in ns> <json>` or one JSON message a line"
+    )
+
+
+def _files_of(paths: Sequence[Path]) -> tuple[Path, ...]:
+    files: dict[Path, None] = {}
+    for path in paths:
+        for file in _directory_capture(path) if path.is_dir() else (path, *_companions(path)):
+            files[file.resolve()] = None
+    return tuple(files)
+
+
+def _companions(path: Path) -> list[Path]:
+    """Return the instrument list (`.0`) and REST answers (`.http.*`) beside a cryptofeed file."""
+    match = _STREAM_FILE.fullmatch(path.name)
+    if match is None:
+        return []
+    name = match["capture"]
+    beside = sorted(path.parent.glob(f"{name}.*"))
+    return [other for other in beside if _COMPANION.fullmatch(other.name.removeprefix(name))]
+
+
+def _directory_capture(directory: Path) -> list[Path]:
+    captures: dict[str, list[Path]] = {}
+    for path in sorted(directory.iterdir()):
+        match = _STREAM_FILE.fullmatch(path.name) or _WHOLE_FILE.fullmatch(path.name)
+        if match is not None and path.is_file():
+            captures.setdefault(match["capture"], []).append(path)
+    runs = _runs_of_days(captures)
+    if len(runs) == 1:
+        return runs[0]
+    listed = "".join("\n  " + " ".join(path.name for path in run) for run in runs)
+    raise CaptureError(
+        f"{directory}: {len(runs)} captures; expected one. Give the files of one of them:{listed}"
+        if runs
+        else f"{directory}: no capture; expected files such as *.ws.1.0.gz or *.jsonl.gz"
+    )
+
+
+def _runs_of_days(captures: dict[str, list[Path]]) -> list[list[Path]]:
+    """Join the daily files of one series that follow one another: they are one recording."""
+    runs: list[list[Path]] = []
+    previous: tuple[str, datetime] | None = None
+    for _, files in sorted(captures.items()):
+        daily = hftbacktest.series(files[0])
+        current = None
+        if daily is not None:
+            current = (daily[0], datetime.strptime(daily[1], "%Y%m%d").replace(tzinfo=UTC))
+        if previous is not None and current == (previous[0], previous[1] + timedelta(days=1)):
+            runs[-1].extend(files)
+        else:
+            runs.append(list(files))
+        previous = current
+    return runs
+
+
+def _url_events(events: Iterable[Event]) -> Iterator[str]:
+    """Yield the URLs at the head of a file, up to its first message."""
+    for event in itertools.takewhile(lambda event: not isinstance(event, Received), events):
+        if isinstance(event, Response | Opened | Sent):
+            yield event.url
+
+
+def _place_by_url(path: Path) -> tuple[str, str] | None:
+    for url in _url_events(_read(path)):
+        parts = urlsplit(url)
+        for host, start, venue, market in _URLS:
+            if (parts.hostname or "").endswith(host) and parts.path.startswith(start):
+                return venue, market
+    return None
+
+
+def _place_by_folder(path: Path) -> tuple[str, str] | None:
+    name = path.resolve().parent.name
+    if name in _VENUES:
+        return name, ""
+    venue, _, market = name.partition("_")
+    return (venue, market) if market in MARKETS.get(venue, ()) else None

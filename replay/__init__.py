@@ -1,0 +1,1 @@
+"""Stand-ins that speak a venue's own WebSocket and REST from a recording, with faults on demand."""

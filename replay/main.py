@@ -1,0 +1,117 @@
+"""`tapecast replay`: serve a recording as the venue itself would."""
+
+import asyncio
+import gc
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import orjson
+import uvloop
+
+from recording import Capture, CaptureError, open_capture
+from replay.binance import UsdM
+from replay.faults import Fault, FaultsError, read_faults
+from replay.server import Server
+from replay.venue import StandIn
+
+#: venue, market -> its stand-in: capture, number of aliases, seed
+STAND_INS: dict[tuple[str, str], Callable[[Capture, int, int], StandIn]] = {("binance", "usdm"): UsdM}
+
+#: with `--at-end close`, how long REST goes on answering after the end
+REST_AFTER_END_S = 10.0
+
+
+class UsageError(Exception):
+    """An argument that cannot be used."""
+
+
+def main(
+    paths: Sequence[Path],
+    *,
+    market: str | None = None,
+    speed: float = 1.0,
+    alias: int = 0,
+    loop: bool = False,
+    faults: Path | None = None,
+    at_end: str = "idle",
+    seed: int = 0,
+) -> int:
+    """Serve the capture of `paths` until SIGTERM or SIGINT, or its end with `at_end` "close".
+
+    speed   recording seconds per second; infinite for as fast as the sockets take
+    alias   number of cloned symbols to serve in place of the recorded ones; 0: the recorded ones
+    loop    begin anew after the end, as after a reset of the venue
+    faults  TOML file, see replay.faults
+    at_end  "idle": connections stay open and silent; "close": they are closed, and after 10 s it ends
+    Prints the ready object, and at the end of the recording the done object, one a line.
+    Returns the exit code: 0, or 2 for a wrong argument, capture or faults file, told on stderr.
+    """
+    try:
+        _check(speed, alias, at_end)
+        planned = read_faults(faults) if faults is not None else []
+        standin = _stand_in(open_capture(paths, market), alias, seed)
+        return uvloop.run(_serve(standin, speed, planned, seed, at_end, marked=alias == 0, loop=loop))
+    except (UsageError, CaptureError, FaultsError) as error:
+        print(f"tapecast replay: {error}", file=sys.stderr)
+        return 2
+
+
+def _check(speed: float, alias: int, at_end: str) -> None:
+    if not speed > 0:
+        raise UsageError(f"--speed: {speed}; expected a number above 0, or max")
+    if alias < 0:
+        raise UsageError(f"--alias: {alias}; expected 0 or more")
+    if at_end not in {"idle", "close"}:
+        raise UsageError(f"--at-end: {at_end!r}; expected idle or close")
+
+
+def _stand_in(capture: Capture, alias: int, seed: int) -> StandIn:
+    make = STAND_INS.get((capture.venue, capture.market))
+    if make is None:
+        known = ", ".join(" ".join(place).strip() for place in STAND_INS)
+        place = f"{capture.venue} {capture.market}".strip()
+        raise CaptureError(f"{capture.files[0]}: no stand-in for {place}; expected one of {known}")
+    return make(capture, alias, seed)
+
+
+async def _serve(
+    standin: StandIn, speed: float, faults: list[Fault], seed: int, at_end: str, *, marked: bool, loop: bool
+) -> int:
+    server = Server(standin, speed, faults, seed, marked=marked)
+    running = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        running.add_signal_handler(number, ended.set)
+    await server.open()
+    gc.freeze()
+    _say(server.ready())
+    work = running.create_task(_run(server, at_end, loop=loop))
+    stop = running.create_task(ended.wait())
+    await asyncio.wait((work, stop), return_when=asyncio.FIRST_COMPLETED)
+    if work.done():
+        work.result()
+    work.cancel()
+    stop.cancel()
+    await server.close()
+    return 0
+
+
+async def _run(server: Server, at_end: str, *, loop: bool) -> None:
+    await server.play()
+    while loop:
+        await server.restart()
+        await server.play()
+    if at_end == "close":
+        await server.finish()
+        _say({"done": True, "messages": server.messages})
+        await asyncio.sleep(REST_AFTER_END_S)
+    else:
+        await server.drain(timeout_s=10)
+        _say({"done": True, "messages": server.messages})
+        await asyncio.Event().wait()
+
+
+def _say(line: dict[str, object]) -> None:
+    print(orjson.dumps(line).decode(), flush=True)

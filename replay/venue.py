@@ -1,0 +1,89 @@
+"""What every stand-in offers to the server that carries it. One file per venue implements it."""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from replay.script import Play
+
+#: makes the message a connection gets out of the recorded one; None sends it as recorded
+Form = Callable[[bytes], bytes] | None
+
+
+class Rules(NamedTuple):
+    """A venue's limits on a connection."""
+
+    messages_per_s: int  # from the client, ping and pong frames included
+    ping_every_s: float
+    pong_within_s: float
+    lifetime_s: float
+
+
+class Answer(NamedTuple):
+    """A REST answer."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+class Refused(Exception):
+    """A handshake that is not accepted."""
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"{status}: {text}")
+        self.status = status
+        self.text = text
+
+
+class Violation(Exception):
+    """A client message after which the venue closes the connection, with code 1008."""
+
+
+class Session(Protocol):
+    """The venue's end of one connection."""
+
+    @property
+    def subscribed(self) -> bool:
+        """Return whether any stream, known or not, is subscribed."""
+
+    def receive(self, message: str | bytes) -> list[bytes]:
+        """Take a client's message, return the answers. Raises Violation."""
+
+    def wanted(self) -> Iterable[tuple[int, Form]]:
+        """Yield the streams to send, and in which form. Equal forms are the same object."""
+
+
+class StandIn(Protocol):
+    """A venue's protocol over one recording. Streams are numbers of its `play`."""
+
+    venue: str
+    market: str
+    protocol: str  # the version of the venue's protocol spoken: selects the decoder
+    instruments: str  # "recorded" or "derived"
+    rules: Rules
+    play: Play
+    start_ns: int  # receive time of the recording's first message, since the epoch
+
+    def connect(self, target: str) -> Session:
+        """Return the session of a handshake for `target`, path and query. Raises Refused."""
+
+    async def rest(self, path: str, query: Mapping[str, str], client: str, now_ns: int) -> Answer:
+        """Answer a GET of `client` at recording time `now_ns` (since the epoch)."""
+
+    def refusal(self, status: int, retry_after_s: int) -> Answer:
+        """Return the venue's own 429, 418 or 503."""
+
+    def restart_numbers(self, streams: Collection[int]) -> None:
+        """Let the venue's numbers begin anew in `streams` and in REST answers about their symbols."""
+
+    def renumbered(self, stream: int, payload: bytes) -> bytes:
+        """Return a message with the numbers of the last restart."""
+
+    def shifted(self, payload: bytes, shift_ms: int) -> bytes:
+        """Return a message with its times moved."""
+
+    def delist(self, streams: Collection[int]) -> Sequence[int]:
+        """Delist the symbols of `streams`; return all their streams."""
+
+    def rewind(self) -> None:
+        """Begin the recording anew, as after a reset of the venue."""

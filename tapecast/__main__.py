@@ -1,0 +1,5 @@
+"""`python -m tapecast`."""
+
+from tapecast.cli import main
+
+main()

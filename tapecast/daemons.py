@@ -1,0 +1,95 @@
+"""From the words of the command line to the rooms: errors of usage and configuration end here, with code 2."""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+PACKAGE = "tapecast.defaults"
+
+
+def guarded(work: Callable[[], int]) -> int:
+    """Run `work` and turn what the operator has to mend into one line and exit code 2."""
+    from market_types.configuration import ConfigError
+    from tapecast.wire import UsageError
+
+    try:
+        return work()
+    except (ConfigError, UsageError) as error:
+        print(f"tapecast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 0
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def run_feeder(**words: Any) -> int:
+    """Run `tapecast feeder`."""
+    import uvloop
+
+    from feeder.main import Options, run
+    from feeder.main import UsageError as FeederUsageError
+    from tapecast.logs import set_up
+    from tapecast.wire import UsageError
+
+    set_up(os.environ)
+
+    def work() -> int:
+        try:
+            return uvloop.run(run(Options(**words), os.environ, PACKAGE))
+        except FeederUsageError as error:
+            raise UsageError(str(error)) from error
+
+    return guarded(work)
+
+
+def run_replay(paths: Sequence[Path], **words: Any) -> int:
+    """Run `tapecast replay`."""
+    import uvloop
+
+    from replay.main import main as stand_in
+    from tapecast.wire import UsageError
+
+    def work() -> int:
+        speed = _speed(words.pop("speed"))
+        if words["at_end"] not in ("idle", "close"):
+            raise UsageError(f"--at-end: {words['at_end']!r}, expected idle or close")
+        if not paths:
+            raise UsageError("replay: no path, expected the files of one capture or its folder")
+        result = stand_in(paths, speed=speed, **words)
+        return uvloop.run(result) if asyncio.iscoroutine(result) else result
+
+    return guarded(work)
+
+
+def _speed(text: str) -> float:
+    """Return the factor, infinity for max. Raises UsageError."""
+    from tapecast.wire import UsageError
+
+    if text == "max":
+        return float("inf")
+    try:
+        speed = float(text)
+    except ValueError:
+        speed = 0.0
+    if not 0 < speed < float("inf"):
+        raise UsageError(f"--speed: {text!r}, expected a factor above 0, or max")
+    return speed
+
+
+def run_listen(*, types: Sequence[str], count: int | None, as_json: bool, **words: Any) -> int:
+    """Run `tapecast listen`."""
+    from tapecast.commands import WireOptions, listen
+
+    return guarded(lambda: listen(WireOptions(**words), types, count, as_json=as_json))
+
+
+def run_books(levels: int, *, as_json: bool, **words: Any) -> int:
+    """Run `tapecast books`."""
+    from tapecast.commands import WireOptions, books
+
+    return guarded(lambda: books(WireOptions(**words), levels, as_json=as_json))

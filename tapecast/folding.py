@@ -1,0 +1,105 @@
+"""L2 books kept from the wire: what `books` and `demo` show. Pure."""
+
+import fnmatch
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from market_types.enums import NO_SEQ, MarketKind, MsgType
+from market_types.histogram import Histogram
+from market_types.instruments import Instrument
+from matching_engine.book import Book
+from matching_engine.books import L2Books
+from tapecast.entries import Directory
+from udp_protocol.continuity import Continuity
+from udp_protocol.frame import Frame, FrameError
+from udp_protocol.payloads import decode
+from udp_protocol.sequencing import Item, Lost, SessionBegin
+
+_BOOK_TYPES = frozenset((int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA), int(MsgType.BOOK_CLEAR)))
+
+
+class Folding:
+    """Folds the items of a wire into books.
+
+    types          delivered frames by message type
+    lost           frame numbers reported lost
+    recv_to_send   ts_send - ts_recv of market data, ns
+    send_to_book   ts_send to the folded book, ns
+    """
+
+    def __init__(self) -> None:
+        self.books = L2Books()
+        self.directory = Directory()
+        self.types: Counter[int] = Counter()
+        self.lost = 0
+        self.bad_payloads = 0
+        self.recv_to_send = Histogram()
+        self.send_to_book = Histogram()
+        self._continuity = Continuity()
+
+    def fold(self, items: Iterable[Item], now_ns: int) -> None:
+        """Take what a wire delivered; now_ns is the realtime clock."""
+        for item in items:
+            if isinstance(item, Frame):
+                self._frame(item, now_ns)
+            elif isinstance(item, Lost):
+                self.lost += max(item.last - item.first + 1, 1)
+                self._continuity.lost(item)
+            elif isinstance(item, SessionBegin):
+                self._continuity.begin(item)
+                self.books.reset(item.channel)
+
+    def _frame(self, frame: Frame, now_ns: int) -> None:
+        header = frame.header
+        self.types[header.msg_type] += 1
+        symbol_id = header.symbol_id
+        if not symbol_id:
+            return
+        if not self._continuity.whole(header) and symbol_id in self.books:
+            self.books.invalidate(symbol_id)
+        if header.msg_type in _BOOK_TYPES:
+            self.books.apply(header, frame.payload)
+            self.send_to_book.record(now_ns - header.ts_send_ns)
+        elif header.msg_type == MsgType.INSTRUMENT_DEF:
+            try:
+                self.directory.define(header, decode(header, frame.payload))
+            except FrameError:
+                self.bad_payloads += 1
+            return
+        self.recv_to_send.record(header.ts_send_ns - header.ts_recv_ns)
+
+    def valid(self, symbol_id: int) -> bool:
+        """Return whether the book of an instrument may be used."""
+        book = self.books.get(symbol_id)
+        return book is not None and book.valid and symbol_id not in self._continuity.suspect
+
+    def chosen(self, globs: Sequence[str]) -> list[Instrument]:
+        """Return the instruments that the globs name, over the venue's text or the name; none = all."""
+        found = [
+            instrument
+            for instrument in self.directory.instruments.values()
+            if not globs
+            or any(
+                fnmatch.fnmatchcase(instrument.symbol, glob) or fnmatch.fnmatchcase(instrument.name, glob)
+                for glob in globs
+            )
+        ]
+        return sorted(found, key=lambda instrument: (instrument.venue.venue_id, instrument.symbol))
+
+    def described(self, instrument: Instrument, n_levels: int) -> dict[str, Any]:
+        """Return the JSON object of one book; n_levels 0 = all."""
+        book: Book | None = self.books.get(instrument.symbol_id)
+        valid = self.valid(instrument.symbol_id)
+        said: dict[str, Any] = {
+            "venue": instrument.venue.name,
+            "kind": MarketKind(instrument.kind).word,
+            "symbol": instrument.symbol,
+            "valid": valid,
+        }
+        if book is not None and book.venue_seq != NO_SEQ:
+            said["venue_seq"] = book.venue_seq
+        shown = book is not None and valid
+        said["bids"] = book.bids_text(n_levels) if shown and book is not None else []
+        said["asks"] = book.asks_text(n_levels) if shown and book is not None else []
+        return said
