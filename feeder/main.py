@@ -32,7 +32,8 @@ from udp_protocol.datagram import is_text, walk
 from udp_protocol.frame import FrameError
 from udp_protocol.multicast import FenceListener, group_address
 from udp_protocol.settings import Multicast
-from udp_protocol.tape import TapeError, TapeFolder
+from udp_protocol.tape import TapeError
+from udp_protocol.tape_writer import TapeFolder
 
 log = structlog.get_logger()
 
@@ -62,7 +63,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     replay: tuple[Path, ...] = ()
     speed: str = "1"
     faults: Path | None = None
-    alias: int | None = None
+    alias: int = 0
     exit_at_end: bool = False
 
 

@@ -21,7 +21,7 @@ from udp_protocol.frame import MAGIC, VERSION, Header, pack_header
 from udp_protocol.multicast import GroupSender, group_address
 from udp_protocol.payloads import encode
 from udp_protocol.settings import Multicast
-from udp_protocol.tape import TapeFolder, TapeWriter
+from udp_protocol.tape_writer import TapeFolder, TapeWriter
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000

@@ -53,13 +53,13 @@ class StandIn:
         *,
         market: str | None,
         speed: str,
-        alias: int | None,
+        alias: int,
         faults: Path | None,
         at_end: str,
     ) -> "StandIn":
         """Start it and wait for its first line. Raises StandInError."""
         command = [sys.executable, "-m", "tapecast", "replay", *map(str, paths), "--speed", speed, "--at-end", at_end]
-        for flag, value in (("--market", market), ("--alias", alias), ("--faults", faults)):
+        for flag, value in (("--market", market), ("--alias", alias or None), ("--faults", faults)):
             if value is not None:
                 command += [flag, str(value)]
         process = await asyncio.create_subprocess_exec(

@@ -9,7 +9,7 @@ import numpy as np
 from market_types.enums import ClearReason, Flag, MsgType
 from matching_engine.book import Book, Invalid, Levels
 from matching_engine.kernels import LEVEL_BYTES, MAX_LEVELS
-from udp_protocol.frame import Header
+from udp_protocol.frame import Buffer, Header
 
 MORE_FRAMES_MAX = 4_096  # held of one unfinished event
 
@@ -85,7 +85,7 @@ class L2Books(Mapping[int, Book]):
         """Return the symbol_ids of all books, in order of first sight."""
         return list(self._books)
 
-    def apply(self, header: Header, payload: bytes | memoryview) -> Book | None:
+    def apply(self, header: Header, payload: Buffer) -> Book | None:
         """Fold one frame in.
 
         Returns the book if the frame completed a change of it, for the better or, see `Book.valid`, the
@@ -124,7 +124,7 @@ class L2Books(Mapping[int, Book]):
         self.invalidate(book.symbol_id, reason)
         return book
 
-    def _delta(self, header: Header, payload: bytes | memoryview) -> Book | None:
+    def _delta(self, header: Header, payload: Buffer) -> Book | None:
         book = self._book(header)
         if self._snapshots and (header.symbol_id, 0) in self._snapshots:  # its next chunk had to come
             return self._refuse(book, Invalid.SNAPSHOT)
@@ -135,7 +135,7 @@ class L2Books(Mapping[int, Book]):
             return self._part(book, header, payload)
         return self._fold(book, header, payload)
 
-    def _fold(self, book: Book, header: Header, payload: bytes | memoryview) -> Book:
+    def _fold(self, book: Book, header: Header, payload: Buffer) -> Book:
         """Apply one delta frame to a valid book."""
         size = len(payload)
         if size < _DELTA_ROOT_BYTES:
@@ -151,7 +151,7 @@ class L2Books(Mapping[int, Book]):
         book.ts_event_ns = header.ts_event_ns
         return book
 
-    def _part(self, book: Book, header: Header, payload: bytes | memoryview) -> Book | None:
+    def _part(self, book: Book, header: Header, payload: Buffer) -> Book | None:
         """Hold one frame of an event, and apply them all when the last one came or they are too many."""
         more = header.flags & _MORE
         event = self._events.setdefault(header.symbol_id, _Event())
@@ -170,7 +170,7 @@ class L2Books(Mapping[int, Book]):
         del self._events[header.symbol_id]
         return book
 
-    def _chunk(self, header: Header, payload: bytes | memoryview) -> Book | None:
+    def _chunk(self, header: Header, payload: Buffer) -> Book | None:
         """Take one chunk of a snapshot, and replace the book when it is whole."""
         book = self._book(header)
         path = header.flags & _SNAP
@@ -230,7 +230,7 @@ class L2Books(Mapping[int, Book]):
         self._events.pop(book.symbol_id, None)
         return book
 
-    def _clear(self, header: Header, payload: bytes | memoryview) -> Book:
+    def _clear(self, header: Header, payload: Buffer) -> Book:
         book = self._book(header)
         if len(payload) < _CLEAR_ROOT_BYTES or payload[0] < _CLEAR_ROOT_BYTES:
             return self._refuse(book, Invalid.BAD_PAYLOAD)

@@ -33,7 +33,7 @@ _WINDOW = 8  # keys compared at once
 @kernel
 def read_i64(payload: NDArray[np.uint8], at: int) -> int:
     """Return the little-endian i64 at byte `at`, whatever its alignment."""
-    value: int = (
+    bits = (  # unsigned: numba shifts an unsigned left operand as one
         payload[at]
         | payload[at + 1] << 8
         | payload[at + 2] << 16
@@ -43,7 +43,7 @@ def read_i64(payload: NDArray[np.uint8], at: int) -> int:
         | payload[at + 6] << 48
         | payload[at + 7] << 56
     )
-    return value
+    return int(np.int64(bits))
 
 
 @kernel
@@ -202,9 +202,7 @@ def _find(keys: NDArray[np.int64], n: int, key: int, near: int) -> int:
 
 
 @kernel
-def _set_level(
-    keys: NDArray[np.int64], qtys: NDArray[np.int64], n: int, at: int, key: int, qty: int
-) -> int:
+def _set_level(keys: NDArray[np.int64], qtys: NDArray[np.int64], n: int, at: int, key: int, qty: int) -> int:
     """Set one level, whose place is `at`, or remove it if qty is 0. Returns the side's new n."""
     known = at < n and keys[at] == key
     if qty == 0:
@@ -222,7 +220,7 @@ def _set_level(
 
 @kernel
 def _open_gap(column: NDArray[np.int64]) -> None:
-    """Move all but the last up by one. Over a view the loop becomes one memmove, over its base it does not."""
+    """Move all but the last up by one: one memmove, which a loop over the whole block would not be."""
     for i in range(column.shape[0] - 1, 0, -1):
         column[i] = column[i - 1]
 

@@ -86,7 +86,8 @@ def open_capture(paths: Sequence[Path], market: str | None = None) -> Capture:
             raise CaptureError(f"{path}: no such file or directory")
     files = _files_of(paths)
     places = {place for path in files if (place := _place_by_url(path)) is not None}
-    places = {place for place in places if place[1]} or places
+    told = {venue for venue, found in places if found}  # a venue's other hosts may not tell the market
+    places = {(venue, found) for venue, found in places if found or venue not in told}
     if not places:
         places = {place for path in files if (place := _place_by_folder(path)) is not None}
     venues = {venue for venue, _ in places}

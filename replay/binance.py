@@ -6,82 +6,38 @@ import re
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import msgspec
 import orjson
 
-from recording import Capture, CaptureError, Received, Response
+from recording import Capture
 from replay import binance_info
-from replay.alias import AliasPlay, Clone
+from replay.alias import AliasPlay
+from replay.binance_capture import DEPTH, WRAPPER, BinanceCapture, Symbol, symbols_of
 from replay.binance_session import BinanceSession
 from replay.book import Book, Depth, depth_event
-from replay.script import Play, Script, StraightPlay
+from replay.script import Play, StraightPlay
 from replay.venue import Answer, Form, Refused, Rules, Session, Violation
 from replay.weights import Weights
 
-_DEPTH = re.compile(r"([^@]+)@depth(?:@(?:0|100|500)ms)?")
 #: what the path /public carries, and the old unrouted one; /market carries everything else
 _PUBLIC_CLASS = re.compile(r"[^@]+@(?:bookTicker|trade|depth\d*(?:@\d+ms)?|rpiDepth@500ms)|!bookTicker")
 _TARGET = re.compile(r"(?:/(?P<route>public|market))?/(?:ws(?:/(?P<raw>.+))?|(?P<combined>stream))/?")
 _NUMBERS = re.compile(rb'"(U|u|pu|t|a|f|l)":(\d+)')
 _TIMES = re.compile(rb'"([ET])":(\d{13})')
-_WRAPPER = b'{"stream":"%s","data":'
-_EVENT_NAMES = {
-    "aggTrade": "aggTrade",
-    "trade": "trade",
-    "bookTicker": "bookTicker",
-    "depthUpdate": "depth",
-    "markPriceUpdate": "markPrice",
-    "forceOrder": "forceOrder",
-    "24hrTicker": "ticker",
-    "24hrMiniTicker": "miniTicker",
-}
-_PRICED = frozenset(("trade", "aggTrade", "bookTicker"))
 #: valid limits of a REST book -> weight
 _DEPTH_WEIGHTS = {5: 2, 10: 2, 20: 2, 50: 2, 100: 5, 500: 10, 1000: 20}
 #: depth events folded before the sockets get their turn again
 _FOLD_STEPS = 250
 
 
-class Symbol(NamedTuple):
-    """One symbol as served."""
-
-    text: str
-    recorded: str  # equal to `text` but for aliases
-    streams: dict[int, str]  # stream -> what follows the first `@` in its name
-    depth: int | None  # its depth stream
-
-
-class _Event(msgspec.Struct):
-    """As much of a bare message as tells its stream."""
-
-    e: str = ""
-    s: str = ""
-    o: dict[str, Any] = {}
-    result: Any = msgspec.UNSET
-
-
-def _symbols(names: Sequence[str], recorded_of: Mapping[str, str]) -> dict[str, Symbol]:
-    """Return the symbols that streams belong to; streams of all symbols (`!...`) belong to none."""
-    symbols: dict[str, Symbol] = {}
-    for stream, name in enumerate(names):
-        lower, at, channel = name.partition("@")
-        if at and not lower.startswith("!"):
-            text = lower.upper()
-            symbol = symbols.setdefault(text, Symbol(text, recorded_of.get(text, text), {}, None))
-            symbol.streams[stream] = channel
-            if symbol.depth is None and _DEPTH.fullmatch(name):
-                symbols[text] = symbol._replace(depth=stream)
-    return symbols
-
-
 class UsdM:
     """The USD-M stand-in of one capture.
 
     n_aliases  0, or how many clones of the recorded symbols to serve in their place, at offsets by `seed`
-    Raises CaptureError for messages that belong to no stream, or a capture without any.
+    Raises CaptureError for a capture that cannot be served.
     """
 
     venue = "binance"
@@ -92,123 +48,30 @@ class UsdM:
     rules = Rules(messages_per_s=10, ping_every_s=180, pong_within_s=600, lifetime_s=86_400)
 
     def __init__(self, capture: Capture, n_aliases: int = 0, seed: int = 0) -> None:
-        self._files = ", ".join(map(str, capture.files))
-        self._script = Script()
-        self._info: dict[str, Any] | None = None
-        self._snapshots: dict[str, bytes] = {}
-        self._load(capture)
-        self._recorded = _symbols(self._script.names, {})
-        self._entries = self._recorded_entries()
-        self._depth_events = self._index_depth()
-        clones = self._clones(n_aliases)
-        self.play: Play = AliasPlay(self._script, clones, seed) if clones else StraightPlay(self._script)
+        self._capture = BinanceCapture(capture)
+        script = self._capture.script
+        clones = self._capture.clones(n_aliases)
+        self.play: Play = AliasPlay(script, clones, seed) if clones else StraightPlay(script)
         self._aliased = bool(clones)
-        self._symbols = _symbols(self.play.names, {clone.symbol: clone.recorded for clone in clones})
+        self._symbols = symbols_of(self.play.names, {clone.symbol: clone.recorded for clone in clones})
         self._symbol_of = {stream: symbol for symbol in self._symbols.values() for stream in symbol.streams}
         self._stream_of = {name: stream for stream, name in enumerate(self.play.names)}
-        self.start_ns = self._script.start_ns
-        self.instruments = "derived" if self._info is None else "recorded"
+        self.start_ns = script.start_ns
+        self.instruments = "derived" if self._capture.info is None else "recorded"
         self._forms: dict[tuple[int, str], Form] = {}
         self._weights = Weights(self.weight_limit)
         self._folding = asyncio.Lock()
         self._warned: set[str] = set()
-        self._settling: set[str] = set()
-        self._restarted: set[int] = set()
-        self._bases: dict[tuple[str, bytes], int] = {}
         self.rewind()
 
     def rewind(self) -> None:
-        """Begin the recording anew, as after a reset of the venue."""
+        """Begin the recording anew, as after a reset of the venue; what faults changed is forgotten."""
         self.play.rewind()
         self._asked: set[str] = set()
         self._books: dict[str, Book] = {}
-
-    # the capture
-
-    def _load(self, capture: Capture) -> None:
-        for number, event in enumerate(capture.events(), 1):
-            if isinstance(event, Received):
-                name, message = self._combined(event.payload, number)
-                if name:
-                    self._script.add(event.ts_recv_ns, name, message)
-            elif isinstance(event, Response):
-                url = urlsplit(event.url)
-                if url.path.endswith("exchangeInfo"):
-                    self._info = self._info or orjson.loads(event.body)
-                elif url.path.endswith("depth"):
-                    self._snapshots.setdefault(parse_qs(url.query)["symbol"][0].upper(), event.body)
-        if not len(self._script):
-            raise CaptureError(f"{self._files}: no message of a stream; expected at least one")
-
-    def _combined(self, payload: bytes, number: int) -> tuple[str, bytes]:
-        """Return (stream, combined message); the stream is "" for answers to the recorder's requests."""
-        end = payload.find(b'","data":', 11)
-        if payload.startswith(b'{"stream":"') and end > 0 and b'"' not in payload[11:end]:
-            return payload[11:end].decode(), payload
-        try:
-            event = msgspec.json.decode(payload, type=_Event)
-        except msgspec.MsgspecError as error:
-            raise CaptureError(f"{self._files}: event {number}: {error}; expected a venue message") from error
-        if event.result is not msgspec.UNSET:
-            return "", b""
-        symbol = event.s or event.o.get("s", "")
-        if not symbol or event.e not in _EVENT_NAMES:
-            raise CaptureError(
-                f"{self._files}: event {number}: {payload[:80].decode(errors='replace')}; expected "
-                f'{{"stream":...,"data":...}} or an event of one symbol, e one of {", ".join(_EVENT_NAMES)}'
-            )
-        name = f"{symbol.lower()}@{_EVENT_NAMES[event.e]}"
-        return name, _WRAPPER % name.encode() + payload + b"}"
-
-    def _recorded_entries(self) -> dict[str, Mapping[str, Any]]:
-        """Return the recorded instruments of the recorded symbols; those without one can be derived."""
-        listed = {entry["symbol"]: entry for entry in (self._info or {}).get("symbols", ())}
-        for text in self._recorded.keys() - listed.keys():
-            try:
-                binance_info.base_asset(text)
-            except ValueError as error:
-                raise CaptureError(f"{self._files}: {error}") from error
-        return {text: listed[text] for text in self._recorded if text in listed}
-
-    def _entry(self, text: str) -> Mapping[str, Any]:
-        """Return the instrument of a recorded symbol, derived at the first call where none was recorded."""
-        if text not in self._entries:
-            streams = self._recorded[text].streams
-            priced = {stream for stream, channel in streams.items() if channel in _PRICED}
-            script = self._script
-            events = (
-                p for stream, p in zip(script.streams, script.payloads, strict=True) if stream in priced
-            )
-            books = [message for _, message in self._depth_events[text]]
-            if text in self._snapshots:
-                books.append(self._snapshots[text])
-            self._entries[text] = binance_info.derived_entry(text, books, events)
-        return self._entries[text]
-
-    def _index_depth(self) -> dict[str, list[tuple[int, bytes]]]:
-        """Return the depth messages of each recorded symbol with their script positions."""
-        texts = {symbol.depth: symbol.text for symbol in self._recorded.values()}
-        events: dict[str, list[tuple[int, bytes]]] = {text: [] for text in self._recorded}
-        script = self._script
-        for position, (stream, message) in enumerate(zip(script.streams, script.payloads, strict=True)):
-            if stream in texts:
-                events[texts[stream]].append((position, message))
-        return events
-
-    def _clones(self, n_aliases: int) -> list[Clone]:
-        recorded = list(self._recorded.values())
-        clones: list[Clone] = []
-        for number in range(n_aliases):
-            symbol = recorded[number % len(recorded)]
-            entry = self._entries.get(symbol.text)
-            base = entry["baseAsset"] if entry else binance_info.base_asset(symbol.text)
-            alias = binance_info.alias_of(symbol.text, base, number)
-            streams = {stream: f"{alias.lower()}@{channel}" for stream, channel in symbol.streams.items()}
-            texts = (f'"{symbol.text}"', f'"{symbol.text.lower()}@')
-            aliases = (f'"{alias}"', f'"{alias.lower()}@')
-            replacements = [(a.encode(), b.encode()) for a, b in zip(texts, aliases, strict=True)]
-            clones.append(Clone(alias, symbol.text, streams, replacements))
-        return clones
+        self._settling: set[str] = set()
+        self._restarted: set[int] = set()
+        self._bases: dict[tuple[str, bytes], int] = {}
 
     # WebSocket
 
@@ -218,23 +81,22 @@ class UsdM:
         match = _TARGET.fullmatch(unquote(url.path))
         if match is None:
             raise Refused(404, f"{url.path}: expected /public or /market, then /ws or /stream")
-        joined = match["raw"] or parse_qs(url.query).get("streams", [""])[0]
+        combined = match["combined"] is not None
+        joined = parse_qs(url.query).get("streams", [""])[0] if combined else match["raw"] or ""
         public = match["route"] != "market"
 
         def resolve(name: str) -> int | None:
             return self._resolve(name) if (_PUBLIC_CLASS.fullmatch(name) is not None) is public else None
 
         try:
-            return BinanceSession(
-                filter(None, joined.split("/")), resolve, self._form, combined=match["combined"] is not None
-            )
+            return BinanceSession(filter(None, joined.split("/")), resolve, self._form, combined=combined)
         except Violation as violation:
             raise Refused(400, str(violation)) from violation
 
     def _resolve(self, name: str) -> int | None:
         """Return the stream that `name` is served from: any speed of a symbol's depth is its recorded one."""
         stream = self._stream_of.get(name)
-        if stream is None and (match := _DEPTH.fullmatch(name)) and match[1].islower():
+        if stream is None and (match := DEPTH.fullmatch(name)) and match[1].islower():
             symbol = self._symbols.get(match[1].upper())
             return symbol.depth if symbol else None
         return stream
@@ -245,7 +107,7 @@ class UsdM:
             return None
         wrapped_as = name if combined else ""
         if (stream, wrapped_as) not in self._forms:
-            data = len(_WRAPPER % recorded.encode())
+            data = len(WRAPPER % recorded.encode())
             self._forms[stream, wrapped_as] = _rewrapped(data, name) if combined else _bare(data)
         return self._forms[stream, wrapped_as]
 
@@ -279,7 +141,7 @@ class UsdM:
         """Return the number that became 0: the last of the book before the restart."""
         key = (symbol.text, b"u")
         if key not in self._bases:
-            events = self._depth_events[symbol.recorded]
+            events = self._capture.depth_events[symbol.recorded]
             if previous is None and symbol.depth is not None:
                 point = self.play.point(symbol.depth)
                 played = bisect.bisect_left(events, point, key=lambda event: event[0])
@@ -339,11 +201,11 @@ class UsdM:
         return _error(status, -1003, text)._replace(headers=headers)
 
     def _exchange_info(self) -> bytes:
-        head = self._info or binance_info.derived_head(self.start_ns // 1_000_000, self.weight_limit)
+        head = self._capture.info or binance_info.derived_head(self.start_ns // 1_000_000, self.weight_limit)
         entries: Iterable[Mapping[str, Any]] = (
-            binance_info.cloned_entry(self._entry(symbol.recorded), symbol.text)
+            binance_info.cloned_entry(self._capture.entry(symbol.recorded), symbol.text)
             if self._aliased
-            else self._entry(symbol.text)
+            else self._capture.entry(symbol.text)
             for symbol in self._symbols.values()
         )
         return orjson.dumps({**head, "symbols": binance_info.with_status(entries, self._settling)})
@@ -360,7 +222,7 @@ class UsdM:
         symbol = self._symbols.get(query["symbol"])
         if symbol is None:
             return _error(400, -1121, "Invalid symbol.")
-        recorded = self._snapshots.get(symbol.recorded)
+        recorded = self._capture.snapshots.get(symbol.recorded)
         if recorded is None:
             if symbol.text not in self._warned:
                 self._warned.add(symbol.text)
@@ -385,7 +247,7 @@ class UsdM:
             return None
         async with self._folding:
             if symbol.text not in self._books:
-                events = self._depth_events[symbol.recorded]
+                events = self._capture.depth_events[symbol.recorded]
                 self._books[symbol.text] = Book(msgspec.json.decode(recorded, type=Depth), events)
             book = self._books[symbol.text]
             point = self.play.point(symbol.depth)
@@ -401,7 +263,7 @@ def _bare(data: int) -> Callable[[bytes], bytes]:
 
 def _rewrapped(data: int, name: str) -> Callable[[bytes], bytes]:
     """Return the form under another stream name."""
-    wrapper = _WRAPPER % name.encode()
+    wrapper = WRAPPER % name.encode()
     return lambda message: wrapper + message[data:]
 
 

@@ -36,7 +36,7 @@ import random
 import tomllib
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -67,7 +67,14 @@ class Fault(msgspec.Struct, forbid_unknown_fields=True):
     seconds: float | None = None
 
 
-def read_faults(path: Path) -> list[Fault]:
+class FaultsFile(NamedTuple):
+    """The faults of a file."""
+
+    path: Path
+    faults: Sequence[Fault]
+
+
+def read_faults(path: Path) -> FaultsFile:
     """Return the faults of a TOML file. Raises FaultsError."""
     try:
         document: dict[str, Any] = tomllib.loads(path.read_text())
@@ -78,7 +85,8 @@ def read_faults(path: Path) -> list[Fault]:
         raise FaultsError(f"{path}: {', '.join(document)}: unknown; expected [[fault]] tables only")
     if not isinstance(tables, list):
         raise FaultsError(f"{path}: fault: one table; expected [[fault]], with two brackets")
-    return [_checked(f"{path}: fault {number}", table) for number, table in enumerate(tables, 1)]
+    faults = [_checked(f"{path}: fault {number}", table) for number, table in enumerate(tables, 1)]
+    return FaultsFile(path, faults)
 
 
 def _checked(where: str, table: object) -> Fault:
@@ -152,24 +160,22 @@ class Faults:
     Raises FaultsError where a fault's message does not exist in the recording.
     """
 
-    def __init__(self, faults: Sequence[Fault], standin: StandIn, sockets: Sockets, seed: int) -> None:
+    def __init__(self, file: FaultsFile | None, standin: StandIn, sockets: Sockets, seed: int) -> None:
         self._standin = standin
         self._sockets = sockets
         self._dice = random.Random(seed)
         self._armed: list[_Armed] = []
-        self._behind: dict[int, list[bytes]] = {}  # held by reorder until the stream's next message
-        self._silent_until_ns: dict[int, float] = {}
-        self._renumbered: set[int] = set()
+        self.rewind()
         play = standin.play
-        for number, fault in enumerate(faults, 1):
+        for number, fault in enumerate(file.faults if file else (), 1):
             streams = frozenset(
                 stream for stream, name in enumerate(play.names) if fnmatch.fnmatchcase(name, fault.stream)
             )
             matching = sum(play.counts[stream] for stream in streams)
             if matching < (fault.at_message or 1):
                 raise FaultsError(
-                    f"fault {number}: stream = {fault.stream!r}, at_message = {fault.at_message}; "
-                    f"the recording has {matching} such messages, in streams such as {play.names[0]}"
+                    f"{file and file.path}: fault {number}: stream = {fault.stream!r}: {matching} messages, "
+                    f"expected {fault.at_message or 1} or more in the streams {', '.join(play.names)}"
                 )
             armed = _Armed(fault, streams)
             if fault.do in _REFUSING and fault.at_s == 0:
@@ -177,6 +183,12 @@ class Faults:
             else:
                 self._armed.append(armed)
         self.streams = {stream for armed in self._armed for stream in armed.streams}
+
+    def rewind(self) -> None:
+        """Forget what faults have changed; none acts a second time."""
+        self._behind: dict[int, list[bytes]] = {}  # held by reorder until the stream's next message
+        self._silent_until_ns: dict[int, float] = {}
+        self._renumbered: set[int] = set()
 
     def outgoing(self, stream: int, time_ns: int, payload: bytes) -> list[bytes]:
         """Return what to send in place of a message of `stream`, in this order."""

@@ -12,7 +12,7 @@ import uvloop
 
 from recording import Capture, CaptureError, open_capture
 from replay.binance import UsdM
-from replay.faults import Fault, FaultsError, read_faults
+from replay.faults import FaultsError, FaultsFile, read_faults
 from replay.server import Server
 from replay.venue import StandIn
 
@@ -50,7 +50,7 @@ def main(
     """
     try:
         _check(speed, alias, at_end)
-        planned = read_faults(faults) if faults is not None else []
+        planned = read_faults(faults) if faults is not None else None
         standin = _stand_in(open_capture(paths, market), alias, seed)
         return uvloop.run(_serve(standin, speed, planned, seed, at_end, marked=alias == 0, loop=loop))
     except (UsageError, CaptureError, FaultsError) as error:
@@ -77,7 +77,14 @@ def _stand_in(capture: Capture, alias: int, seed: int) -> StandIn:
 
 
 async def _serve(
-    standin: StandIn, speed: float, faults: list[Fault], seed: int, at_end: str, *, marked: bool, loop: bool
+    standin: StandIn,
+    speed: float,
+    faults: FaultsFile | None,
+    seed: int,
+    at_end: str,
+    *,
+    marked: bool,
+    loop: bool,
 ) -> int:
     server = Server(standin, speed, faults, seed, marked=marked)
     running = asyncio.get_running_loop()

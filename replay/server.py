@@ -19,7 +19,7 @@ from websockets.http11 import Request, Response
 
 from replay.clock import Clock
 from replay.connection import Connection, text_frame
-from replay.faults import Fault, Faults
+from replay.faults import Faults, FaultsFile
 from replay.script import Message
 from replay.venue import Answer, Form, Refused, StandIn, Violation
 
@@ -64,14 +64,13 @@ class Server:
     """
 
     def __init__(
-        self, standin: StandIn, speed: float, faults: Sequence[Fault], seed: int, *, marked: bool
+        self, standin: StandIn, speed: float, faults: FaultsFile | None, seed: int, *, marked: bool
     ) -> None:
         self.standin = standin
         self.clock = Clock(speed)
         self.messages = 0
         self._marks = {SOURCE_HEADER: "replay"} if marked else {}
         self._refusals: dict[str, _Refusal] = {}
-        self._faults = Faults(faults, standin, self, seed)
         self._takers: dict[int, dict[Form, list[Connection]]] = {}
         self._connections: set[Connection] = set()
         self._dirty: set[Connection] = set()
@@ -79,6 +78,7 @@ class Server:
         self._quiet: asyncio.TimerHandle | None = None
         self._lost_takers = False
         self._over = False
+        self._faults = Faults(faults, standin, self, seed)
 
     async def open(self) -> None:
         """Listen on two free ports of loopback."""
@@ -92,7 +92,7 @@ class Server:
             process_response=self._mark,
             server_header=None,
             ping_interval=None,
-            close_timeout=60,
+            close_timeout=20,
             max_size=1024 * 1024,
             write_limit=_WRITE_LIMIT,
         )
@@ -218,6 +218,7 @@ class Server:
         await self.drain(timeout_s=60)
         self.clock.stop()
         self.standin.rewind()
+        self._faults.rewind()
         await self.hang_up(1001, "going away")
 
     # what faults do

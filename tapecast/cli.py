@@ -31,7 +31,7 @@ def feeder(
     replay: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative=())] = (),
     speed: str = "1",
     faults: Path | None = None,
-    alias: int | None = None,
+    alias: int = 0,
     exit_at_end: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Run the daemon of one venue: its WebSockets in, tape and multicast out.
@@ -86,7 +86,7 @@ def replay(
     *paths: Path,
     market: str | None = None,
     speed: str = "1",
-    alias: int | None = None,
+    alias: int = 0,
     loop: Annotated[bool, Parameter(negative=())] = False,
     faults: Path | None = None,
     at_end: str = "idle",

@@ -1,6 +1,5 @@
 """From the words of the command line to the rooms: errors of usage and configuration end here, with code 2."""
 
-import asyncio
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ PACKAGE = "tapecast.defaults"
 def guarded(work: Callable[[], int]) -> int:
     """Run `work` and turn what the operator has to mend into one line and exit code 2."""
     from market_types.configuration import ConfigError
-    from tapecast.wire import UsageError
+    from tapecast.errors import UsageError
 
     try:
         return work()
@@ -34,7 +33,7 @@ def run_feeder(**words: Any) -> int:
     from feeder.main import Options, run
     from feeder.main import UsageError as FeederUsageError
     from tapecast.logs import set_up
-    from tapecast.wire import UsageError
+    from tapecast.errors import UsageError
 
     set_up(os.environ)
 
@@ -49,10 +48,8 @@ def run_feeder(**words: Any) -> int:
 
 def run_replay(paths: Sequence[Path], **words: Any) -> int:
     """Run `tapecast replay`."""
-    import uvloop
-
     from replay.main import main as stand_in
-    from tapecast.wire import UsageError
+    from tapecast.errors import UsageError
 
     def work() -> int:
         speed = _speed(words.pop("speed"))
@@ -60,15 +57,14 @@ def run_replay(paths: Sequence[Path], **words: Any) -> int:
             raise UsageError(f"--at-end: {words['at_end']!r}, expected idle or close")
         if not paths:
             raise UsageError("replay: no path, expected the files of one capture or its folder")
-        result = stand_in(paths, speed=speed, **words)
-        return uvloop.run(result) if asyncio.iscoroutine(result) else result
+        return stand_in(paths, speed=speed, **words)
 
     return guarded(work)
 
 
 def _speed(text: str) -> float:
     """Return the factor, infinity for max. Raises UsageError."""
-    from tapecast.wire import UsageError
+    from tapecast.errors import UsageError
 
     if text == "max":
         return float("inf")

@@ -30,7 +30,8 @@ from tapecast.daemons import PACKAGE, guarded
 from tapecast.folding import Folding
 from tapecast.view import DemoView, Numbers
 from tapecast.warmth import warm_up
-from tapecast.wire import UsageError, Wire
+from tapecast.errors import UsageError
+from tapecast.wire import Wire
 from udp_protocol.frame import Frame, FrameError
 from udp_protocol.payloads import decode
 from udp_protocol.settings import Multicast

@@ -9,7 +9,8 @@ from pathlib import Path
 from matching_engine.book import Book
 from matching_engine.books import L2Books
 from tapecast.entries import TYPES, Directory, Entry, entries, lost_entry
-from tapecast.wire import UsageError, Wire, allowed, venues_of
+from tapecast.errors import UsageError
+from tapecast.wire import Wire, allowed, venues_of
 from udp_protocol.continuity import Continuity
 from udp_protocol.frame import FrameError
 from udp_protocol.sequencing import Lost, SessionBegin

@@ -13,20 +13,17 @@ from market_types.configuration import load
 from market_types.enums import Flag
 from market_types.places import shm_folder
 from market_types.venues import VENUES, Venue
+from tapecast.errors import UsageError
 from udp_protocol.multicast import GroupReceiver, group_address
 from udp_protocol.receiver import Receiver
 from udp_protocol.sequencing import ChannelSequencer, Item
 from udp_protocol.settings import Multicast
-from udp_protocol.tape import TapeFollower
+from udp_protocol.tape_follower import TapeFollower
 
 ALLOW_WORDS = {"replay": Flag.REPLAY, "sim": Flag.SIM}
 TICK_NS = 20_000_000
 BATCH_LIMIT = 512
 TAPE_SLEEP_S = 200e-6
-
-
-class UsageError(Exception):
-    """What the operator asked for cannot be: exit code 2."""
 
 
 def allowed(words: Iterable[str]) -> Flag:

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from market_types.enums import MsgType, SealAlg
+from market_types.enums import Flag, MsgType, SealAlg
 from market_types.venues import valid_channel
 from udp_protocol.frame import HEADER_SIZE, MAGIC, VERSION, Buffer, Frame, FrameError, Header, unpack_header
 from udp_protocol.seal import SEAL_SIZE, SealPolicy, is_seal, verify
@@ -11,11 +11,11 @@ UNSEALED: Final = SealPolicy()
 
 _MAJOR = VERSION >> 4
 _MAGIC_0 = MAGIC & 0xFF
-_UNSEQ = 1
+_UNSEQ = int(Flag.UNSEQ)
 _REQUESTS = frozenset((int(MsgType.RETX_REQUEST), int(MsgType.STATE_REQUEST)))
 _RESPONSE = int(MsgType.RETX_RESPONSE)
 _STATUS_AT = 4  # of a RETX_RESPONSE's payload
-_new = tuple.__new__  # half the time of Frame(...)
+_new = tuple.__new__  # skips the Python __new__ of a named tuple
 _CHANNELS = frozenset(filter(valid_channel, range(256)))
 
 

@@ -124,7 +124,7 @@ class Frame(NamedTuple):
 
 _BLOCK = Block(HEADER)
 _unpack_from = _BLOCK.unpack_from
-_new = tuple.__new__
+_new = tuple.__new__  # skips the Python __new__ of a named tuple
 
 
 def pack_header(header: Header) -> bytes:

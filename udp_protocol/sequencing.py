@@ -159,8 +159,9 @@ class ChannelSequencer:
         if self._jump is not None and now_ns - self._jump.held_ns > NS_PER_S:
             self._counters["bad_jump"] += 1
             self._jump = None
-        while self._gaps and now_ns - self._gaps[0][1] >= GIVE_UP_NS:
-            self._give_up(self._gaps[0][0], out)
+        due = [last for last, noticed_ns in self._gaps if now_ns - noticed_ns >= GIVE_UP_NS]
+        if due:
+            self._give_up(due[-1], out)
         self._drop_strays(now_ns)
         self._consider_sessions(now_ns, wall_s, out)
 

@@ -8,7 +8,7 @@ futures (`pu` equals the previous `u`), undocumented but long-lived streams `@tr
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import orjson
@@ -42,15 +42,18 @@ PERPETUAL_DELIVERY_MS: Final = 4133404800000  # the venue's sentinel
 
 # ------------------------------------------------------------------ what the venue says, in its own names
 
+Id = Annotated[int, msgspec.Meta(ge=-1, le=2**63 - 1)]
+Millis = Annotated[int, msgspec.Meta(ge=0, le=(2**63 - 1) // NS_PER_MS)]  # since the epoch
+
 
 class Depth(msgspec.Struct, tag_field="e", tag="depthUpdate"):
     """A book event."""
 
-    T: int
+    T: Millis
     s: str
-    U: int
-    u: int
-    pu: int
+    U: Id
+    u: Id
+    pu: Id
     b: msgspec.Raw
     a: msgspec.Raw
 
@@ -58,23 +61,23 @@ class Depth(msgspec.Struct, tag_field="e", tag="depthUpdate"):
 class BookTicker(msgspec.Struct, tag_field="e", tag="bookTicker"):
     """The best bid and offer."""
 
-    u: int
+    u: Id
     s: str
     b: str
     B: str
     a: str
     A: str
-    T: int
+    T: Millis
 
 
 class Trade(msgspec.Struct, tag_field="e", tag="trade"):
     """One execution; `X` other than MARKET is off the book."""
 
     s: str
-    t: int
+    t: Id
     p: str
     q: str
-    T: int
+    T: Millis
     m: bool
     X: str = "MARKET"
 
@@ -83,12 +86,12 @@ class AggTrade(msgspec.Struct, tag_field="e", tag="aggTrade"):
     """All executions of one taker order at one price."""
 
     s: str
-    a: int
+    a: Id
     p: str
     q: str
-    f: int
-    l: int  # noqa: E741  (the venue's name)
-    T: int
+    f: Id
+    l: Id  # noqa: E741  (the venue's name)
+    T: Millis
     m: bool
 
 
@@ -111,10 +114,10 @@ class Message(msgspec.Struct):
 class Snapshot(msgspec.Struct):
     """Answer of /depth."""
 
-    lastUpdateId: int  # noqa: N815  (the venue's name)
+    lastUpdateId: Id  # noqa: N815  (the venue's name)
     bids: msgspec.Raw
     asks: msgspec.Raw
-    T: int = 0
+    T: Millis = 0
 
 
 class _Filter(msgspec.Struct):
@@ -132,8 +135,8 @@ class _Symbol(msgspec.Struct):
     quoteAsset: str  # noqa: N815
     marginAsset: str  # noqa: N815
     filters: list[_Filter]
-    deliveryDate: int = PERPETUAL_DELIVERY_MS  # noqa: N815
-    onboardDate: int = 0  # noqa: N815
+    deliveryDate: Millis = PERPETUAL_DELIVERY_MS  # noqa: N815
+    onboardDate: Millis = 0  # noqa: N815
 
 
 class _ExchangeInfo(msgspec.Struct):
@@ -520,7 +523,7 @@ class UsdmAdapter:
         flags = self._number(instrument, trade.a, ts_recv_ns, out)
         if flags is None:
             return
-        n_fills = min(trade.l - trade.f + 1, 0xFFFF)
+        n_fills = max(0, min(trade.l - trade.f + 1, 0xFFFF))
         self._append_trade(instrument, trade, trade.a, n_fills, flags, ts_recv_ns, out)
 
     def _append_trade(
