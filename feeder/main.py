@@ -22,6 +22,7 @@ from feeder.settings import VenueSettings
 from feeder.standin import Ready, StandIn, StandInError
 from feeder.venues import binance
 from feeder.venues.base import Market, Shared
+from feeder.warmth import warm_up
 from market_types.configuration import ConfigError, load
 from market_types.enums import SOURCE_MARKS, EndReason, Flag, InstrumentStatus
 from market_types.instruments import Instrument
@@ -97,17 +98,17 @@ def select(
     return chosen
 
 
-async def run(options: Options, environ: Mapping[str, str], package: str) -> int:
+async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> int:
     """Feed until told to stop, or to the end of the recording. Return the exit code.
 
-    package  holds the default configuration files
+    defaults  folder of the default configuration files
     Raises ConfigError and UsageError for what the operator has to mend.
     """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    feeder = Feeder(options, environ, package, stop)
+    feeder = Feeder(options, environ, defaults, stop)
     working = asyncio.create_task(feeder.run())
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -136,7 +137,7 @@ class Feeder:
     stops_itself  a session is open: it has to be ended in order, so a stop is heeded by `run` itself
     """
 
-    def __init__(self, options: Options, environ: Mapping[str, str], package: str, stop: asyncio.Event) -> None:
+    def __init__(self, options: Options, environ: Mapping[str, str], defaults: Path, stop: asyncio.Event) -> None:
         if options.venue not in MARKETS:
             raise UsageError(f"venue: {options.venue!r}, expected one of {', '.join(MARKETS)}")
         if (options.ws is None) != (options.rest is None):
@@ -148,13 +149,13 @@ class Feeder:
         self._options = options
         self._environ = environ
         self._stop = stop
-        self._wire = load(Multicast, "multicast", folder=options.config, environ=environ, package=package)
+        self._wire = load(Multicast, "multicast", folder=options.config, environ=environ, defaults=defaults)
         self._settings = load(
             VenueSettings,
             f"feeder/{kind}/{options.venue}",
             folder=options.config,
             environ=environ,
-            package=package,
+            defaults=defaults,
         )
         self._venue: Venue = VENUES[options.venue]
         self._market_name(options.market)
@@ -176,6 +177,7 @@ class Feeder:
     async def run(self) -> None:
         """Open a session, feed it, end it."""
         options, wire = self._options, self._wire
+        warm_up()
         ready: Ready | None = None
         ws_url, rest_url = options.ws, options.rest
         if options.replay:
@@ -234,7 +236,7 @@ class Feeder:
         gc.freeze()
         gc.disable()
         if ready is not None:
-            while not runner.subscribed:
+            while not (runner.subscribed or self._recording_over(runner)):
                 await asyncio.sleep(0.01)
             await feed.rest.post("/_tapecast/start")
         while not self._recording_over(runner):

@@ -97,8 +97,6 @@ class Publisher:
         state, writer = self._state, self._state[0]
         while True:
             status = frame_batch(batch.block, state, self._segment, time.time_ns())
-            if self._tape is not None:
-                self._tape.at = int(writer["tape_at"])
             self._send_outbox()
             if status == NEED_ROOM:
                 self._more_room()

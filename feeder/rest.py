@@ -158,7 +158,8 @@ class Rest:
                 if answer.status in (418, 429):
                     continue
                 if answer.status < 500:
-                    self._counters["rest_4xx"] += answer.status >= 400
+                    if answer.status >= 400:
+                        self._counters["rest_4xx"] += 1
                     if wanted():
                         answered(answer)
                     return

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from collections import deque
 from collections.abc import Sequence
 
 import structlog
@@ -19,6 +20,7 @@ from udp_protocol.text import Alert, Conn, Exchange, Lat, format_line
 log = structlog.get_logger()
 
 NS_PER_S = 1_000_000_000
+STAGGER_S = 0.02  # between two connects
 PACING_BURST_S = 0.02  # what a paced feeder may send at once
 
 
@@ -50,14 +52,32 @@ class Feed:
         self.rest = rest
         self.ws_url = ws_url.rstrip("/")
         self.shared = shared
-        self._gate_ns = 0
+        self._gate = ConnectGate(market.limits.connects, market.limits.connects_window_s)
 
     async def gate(self) -> None:
-        """Wait for this link's turn to connect, so that all together keep the venue's pace."""
-        now_ns = time.monotonic_ns()
-        turn_ns = max(self._gate_ns, now_ns)
-        self._gate_ns = turn_ns + int(NS_PER_S / self.market.limits.connects_per_s)
-        await asyncio.sleep((turn_ns - now_ns) / NS_PER_S)
+        """Wait for this link's turn to connect."""
+        await asyncio.sleep(self._gate.wait_s(time.monotonic()))
+
+
+class ConnectGate:
+    """Keeps all links together within the connections a venue allows, and apart from each other.
+
+    Time is an argument, in seconds.
+    """
+
+    def __init__(self, connects: int, window_s: float) -> None:
+        self._window_s = window_s
+        self._turns: deque[float] = deque(maxlen=connects)
+
+    def wait_s(self, now_s: float) -> float:
+        """Return how long to wait before connecting; the turn is taken."""
+        turn_s = now_s
+        if self._turns:
+            turn_s = max(turn_s, self._turns[-1] + STAGGER_S)
+        if len(self._turns) == self._turns.maxlen:
+            turn_s = max(turn_s, self._turns[0] + self._window_s)
+        self._turns.append(turn_s)
+        return turn_s - now_s
 
 
 class Runner:

@@ -9,7 +9,6 @@ Each key can be overridden: `TAPECAST__MULTICAST__TAPE__MAX_BYTES=1000000`, and 
 The text is a TOML value; what is none is taken as a string.
 """
 
-import importlib
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -37,18 +36,18 @@ class SettingError(ValueError):
 
 
 def load(
-    struct_type: type[S], name: str, *, folder: Path | None, environ: Mapping[str, str], package: str
+    struct_type: type[S], name: str, *, folder: Path | None, environ: Mapping[str, str], defaults: Path
 ) -> S:
     """Return the settings called `name` as a `struct_type`.
 
     name     path of the file in its folder, without `.toml`
     folder   what `--config` says, None without it
-    package  holds the default files
+    defaults  folder of the files inside the package
 
     Raises ConfigError for a chosen folder that is not there, a file that is no TOML, an unknown or missing
     key, a wrong type, an impossible value, and an override of settings that do not exist.
     """
-    roots = [*_chosen_folder(folder, environ), _package_folder(package)]
+    roots = [*_chosen_folder(folder, environ), defaults]
     files = [root / f"{name}.toml" for root in roots]
     source = next((file for file in files if file.is_file()), files[-1])
     table = _read(source)
@@ -85,16 +84,6 @@ def _chosen_folder(option: Path | None, environ: Mapping[str, str]) -> list[Path
     if not chosen.is_dir():
         raise ConfigError(f"{chooser}: {chosen}: expected a folder of TOML files")
     return [chosen]
-
-
-def _package_folder(package: str) -> Path:
-    """Return where the files of `package` lie.
-
-    `importlib.resources.files` fails on a namespace package of an editable installation, whose search path
-    also holds an entry that is no folder.
-    """
-    entries = importlib.import_module(package).__path__
-    return next(folder for entry in entries if (folder := Path(entry)).is_dir())
 
 
 def _read(source: Path) -> dict[str, Any]:

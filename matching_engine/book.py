@@ -11,7 +11,7 @@ from market_types.decimals import to_text
 from market_types.enums import NO_SEQ, BookSide, ClearReason
 from matching_engine import kernels
 
-_FIRST_CAPACITY = 64
+_FIRST_PAGES = 2  # of a side
 
 
 class Invalid(IntEnum):
@@ -60,7 +60,7 @@ class Book:
         self.symbol_id = symbol_id
         self.channel = channel
         self.updates = 0
-        self._take(np.zeros(kernels.HEAD + 4 * _FIRST_CAPACITY, dtype=np.int64))
+        self._take(kernels.new_block(_FIRST_PAGES))
         self.clear(ClearReason.NEVER_HAD)
 
     def __len__(self) -> int:
@@ -121,13 +121,11 @@ class Book:
 
     def levels(self, side: BookSide, n: int = 0) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (prices, quantities) of one side, best first: copies of the best `n` levels, 0 = all."""
-        ask = side == BookSide.ASK
-        capacity = self._capacity
-        keys = kernels.HEAD + 2 * capacity * ask
-        end = keys + int(self._head[kernels.N_ASKS if ask else kernels.N_BIDS])
-        start = max(keys, end - n) if n else keys
-        prices = self._block[start:end][::-1]
-        return -prices if ask else prices.copy(), self._block[start + capacity : end + capacity][::-1].copy()
+        row = 1 if side == BookSide.ASK else 0
+        size = int(self._head[kernels.N_BIDS + row])
+        prices, qtys = np.empty((2, min(n, size) if n else size), dtype=np.int64)
+        kernels.read_side(self._block, row, prices, qtys)
+        return prices, qtys
 
     def bids_text(self, n: int = 0) -> list[list[str]]:
         """Return [price, quantity] of the bids in plain notation, best first; n as in `levels`."""
@@ -144,10 +142,6 @@ class Book:
             [to_text(price, px_exp), to_text(qty, qty_exp)]
             for price, qty in zip(prices.tolist(), quantities.tolist(), strict=True)
         ]
-
-    @property
-    def _capacity(self) -> int:
-        return (len(self._block) - kernels.HEAD) // 4
 
     def _take(self, block: NDArray[np.int64]) -> None:
         self._block = block
@@ -168,9 +162,6 @@ class Book:
         return status == kernels.OK
 
     def _grow(self) -> None:
-        capacity = self._capacity
-        block = np.zeros(kernels.HEAD + 8 * capacity, dtype=np.int64)
-        block[: kernels.HEAD] = self._head
-        columns = block[kernels.HEAD :].reshape(4, 2 * capacity)
-        columns[:, :capacity] = self._block[kernels.HEAD :].reshape(4, capacity)
+        block = kernels.new_block(2 * kernels.pages_needed(self._block))
+        kernels.repack(self._block, block)
         self._take(block)

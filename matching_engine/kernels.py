@@ -1,8 +1,12 @@
 """The L2 book as one int64 array, and the kernels that change it by whole messages.
 
-Layout of a block of capacity c: HEAD integers, then bid keys, bid quantities, ask keys, ask quantities, c
-each. A key is a bid's price or a negated ask's price, so both sides rise towards their best level, which
-stands last: changes near the top move little. Prices and quantities are units of 10**block[PX_EXP] and
+A side is a row of pages, each with up to PAGE levels at its beginning: so a change moves one page's levels
+at most, and only a page that is full or empty moves those behind it. Keys rise over a side: a key is a bid's
+price or a negated ask's price, so both sides end with their best level, near which most changes are. No page
+is empty, but the only one of an empty side.
+
+Layout of a block with room for c pages a side: HEAD integers, then per side, bids first, the levels of each
+page (c), keys (c * PAGE) and quantities (c * PAGE). Prices and quantities are units of 10**block[PX_EXP] and
 10**block[QTY_EXP], the finest exponents since the last `clear`.
 """
 
@@ -13,8 +17,9 @@ from market_types.enums import NULL_PRICE
 from market_types.kernel import kernel
 
 #: places in the head; the four of the best levels hold what `Book.best` returns
-N_BIDS, N_ASKS, PX_EXP, QTY_EXP, BID_PX, BID_QTY, ASK_PX, ASK_QTY = range(8)
-HEAD = 8
+N_BIDS, N_ASKS, BID_PAGES, ASK_PAGES, PX_EXP, QTY_EXP, BID_PX, BID_QTY, ASK_PX, ASK_QTY = range(10)
+HEAD = 10
+PAGE = 64
 
 #: status of `apply_levels`
 OK, BAD_LEVEL, BAD_RANGE, FULL, TOO_MANY = range(5)
@@ -27,12 +32,25 @@ _SET, _DELETE = 0, 1
 _EXP_MIN, _EXP_MAX = -18, 18
 _POW10 = np.array([10**n for n in range(19)], dtype=np.int64)
 _I64_MAX = 2**63 - 1
-_WINDOW = 8  # keys compared at once
+_PACKED = 3 * PAGE // 4  # levels of a page after `repack`
+
+
+def new_block(n_pages: int) -> NDArray[np.int64]:
+    """Return an empty book with room for `n_pages` a side."""
+    block = np.zeros(HEAD + 2 * n_pages * (2 * PAGE + 1), dtype=np.int64)
+    clear(block)
+    return block
 
 
 @kernel
-def read_i64(payload: NDArray[np.uint8], at: int) -> int:
-    """Return the little-endian i64 at byte `at`, whatever its alignment."""
+def read_level(payload: NDArray[np.uint8], at: int) -> tuple[int, int, int, int]:
+    """Return (price, qty, side, action) of the level at byte `at`, whatever its alignment."""
+    level = payload[at : at + LEVEL_BYTES]
+    return _read_i64(level, 0), _read_i64(level, 8), level[_SIDE], level[_ACTION]
+
+
+@kernel
+def _read_i64(payload: NDArray[np.uint8], at: int) -> int:
     bits = (  # unsigned: numba shifts an unsigned left operand as one
         payload[at]
         | payload[at + 1] << 8
@@ -49,9 +67,12 @@ def read_i64(payload: NDArray[np.uint8], at: int) -> int:
 @kernel
 def clear(block: NDArray[np.int64]) -> None:
     """Empty the book; it takes the exponents of what comes next."""
-    block[N_BIDS] = block[N_ASKS] = 0
+    for side in range(2):
+        block[N_BIDS + side] = 0
+        block[BID_PAGES + side] = 1
+        block[_places(block, side)[0]] = 0
     block[PX_EXP] = block[QTY_EXP] = _EXP_MAX
-    _note_best(block, (block.shape[0] - HEAD) // 4)
+    _note_best(block)
 
 
 @kernel
@@ -69,8 +90,9 @@ def apply_levels(
     stride may be negative: a snapshot is read from its end, so that every level goes on top of the last.
 
     Returns OK; BAD_LEVEL if an entry breaks the rules of SPEC.md, section 4, or lies outside `payload`;
-    BAD_RANGE if the finest exponents of book and message fit no i64; FULL if the block may be too small:
-    nothing is changed then. TOO_MANY if the book, now changed, has more than MAX_LEVELS.
+    BAD_RANGE if the finest exponents of book and message fit no i64: nothing is changed then. FULL if the
+    block is too small: repeat the call with a greater one, see `repack`; levels already set are set again.
+    TOO_MANY if the book, now changed, has more than MAX_LEVELS.
     """
     last = at + (count - 1) * stride
     if abs(stride) < LEVEL_BYTES or count < 0:
@@ -84,38 +106,84 @@ def apply_levels(
     status = _check(payload, at, stride, count, _limit(px_exp - finest_px), _limit(qty_exp - finest_qty))
     if status != OK:
         return status
-    capacity = (block.shape[0] - HEAD) // 4
-    n_bids = block[N_BIDS]
-    n_asks = block[N_ASKS]
-    if max(n_bids, n_asks) + count > capacity:
-        return FULL
     finer = finest_px < block[PX_EXP] or finest_qty < block[QTY_EXP]
-    if finer and not _refine(block, capacity, finest_px, finest_qty):
+    if finer and not _refine(block, finest_px, finest_qty):
         return BAD_RANGE
     px_factor = _POW10[min(px_exp - finest_px, 18)]
     qty_factor = _POW10[min(qty_exp - finest_qty, 18)]
-    bid_at = n_bids  # where the last change was: venues send levels sorted
-    ask_at = n_asks
-    bid_keys = block[HEAD : HEAD + capacity]
-    bid_qtys = block[HEAD + capacity : HEAD + 2 * capacity]
-    ask_keys = block[HEAD + 2 * capacity : HEAD + 3 * capacity]
-    ask_qtys = block[HEAD + 3 * capacity :]
+    bid_page = block[BID_PAGES] - 1  # where the last change was: venues send levels sorted
+    ask_page = block[ASK_PAGES] - 1
     entry = at
-    for _ in range(count):
-        level = payload[entry : entry + LEVEL_BYTES]
-        key = read_i64(level, 0) * px_factor
-        qty = read_i64(level, 8) * qty_factor if level[_ACTION] == _SET else 0
-        if level[_SIDE] == _BID:
-            bid_at = _find(bid_keys, n_bids, key, bid_at)
-            n_bids = _set_level(bid_keys, bid_qtys, n_bids, bid_at, key, qty)
+    n_left = count
+    while n_left > 0 and bid_page >= 0 and ask_page >= 0:
+        price, qty, book_side, action = read_level(payload, entry)
+        key = price * px_factor
+        qty = qty * qty_factor if action == _SET else 0
+        if book_side == _BID:
+            bid_page = _set_level(block, 0, bid_page, key, qty)
         else:
-            ask_at = _find(ask_keys, n_asks, -key, ask_at)
-            n_asks = _set_level(ask_keys, ask_qtys, n_asks, ask_at, -key, qty)
+            ask_page = _set_level(block, 1, ask_page, -key, qty)
         entry += stride
-    block[N_BIDS] = n_bids
-    block[N_ASKS] = n_asks
-    _note_best(block, capacity)
-    return OK if n_bids + n_asks <= MAX_LEVELS else TOO_MANY
+        n_left -= 1
+    if min(bid_page, ask_page) < 0:
+        return FULL
+    _note_best(block)
+    return OK if block[N_BIDS] + block[N_ASKS] <= MAX_LEVELS else TOO_MANY
+
+
+@kernel
+def read_side(
+    block: NDArray[np.int64], side: int, prices: NDArray[np.int64], qtys: NDArray[np.int64]
+) -> None:
+    """Write the best levels of one side (0 bids, 1 asks), best first, as many as `prices` has room for."""
+    counts, keys, room = _places(block, side)
+    page = block[BID_PAGES + side]
+    first = at = 0
+    for i in range(prices.shape[0]):
+        if at == first:
+            page -= 1
+            first = keys + page * PAGE
+            at = first + block[counts + page]
+        at -= 1
+        prices[i] = block[at] if side == 0 else -block[at]
+        qtys[i] = block[at + room]
+
+
+@kernel
+def pages_needed(block: NDArray[np.int64]) -> int:
+    """Return how many pages the greater side takes after `repack`."""
+    n_levels: int = max(block[N_BIDS], block[N_ASKS])
+    return n_levels // _PACKED + 1
+
+
+@kernel
+def repack(block: NDArray[np.int64], target: NDArray[np.int64]) -> None:
+    """Copy the book to another block, with as much room in each page."""
+    for i in range(HEAD):
+        target[i] = block[i]
+    for side in range(2):
+        counts, keys, room = _places(block, side)
+        new_counts, new_keys, new_room = _places(target, side)
+        n = 0
+        for page in range(block[BID_PAGES + side]):
+            for i in range(keys + page * PAGE, keys + page * PAGE + block[counts + page]):
+                place = new_keys + n // _PACKED * PAGE + n % _PACKED
+                target[place] = block[i]
+                target[place + new_room] = block[i + room]
+                n += 1
+        n_pages = max(-(-n // _PACKED), 1)
+        for page in range(n_pages):
+            target[new_counts + page] = min(n - page * _PACKED, _PACKED)
+        target[BID_PAGES + side] = n_pages
+
+
+@kernel
+def _places(block: NDArray[np.int64], side: int) -> tuple[int, int, int]:
+    """Return where one side's page counts and its keys begin, and how far behind a key its quantity is."""
+    size = (block.shape[0] - HEAD) // 2
+    n_pages = size // (2 * PAGE + 1)
+    counts = HEAD + side * size
+    return counts, counts + n_pages, n_pages * PAGE
 
 
 @kernel
@@ -133,11 +201,7 @@ def _check(
     n_beyond = 0
     entry = at
     for _ in range(count):
-        level = payload[entry : entry + LEVEL_BYTES]
-        price = read_i64(level, 0)
-        qty = read_i64(level, 8)
-        side = level[_SIDE]
-        action = level[_ACTION]
+        price, qty, side, action = read_level(payload, entry)
         n_bad += (
             (price == NULL_PRICE)
             | (qty < 0)
@@ -152,94 +216,143 @@ def _check(
 
 
 @kernel
-def _refine(block: NDArray[np.int64], capacity: int, px_exp: int, qty_exp: int) -> bool:
+def _refine(block: NDArray[np.int64], px_exp: int, qty_exp: int) -> bool:
     """Rescale the whole book to finer exponents; False, and nothing is changed, if a value fits no i64."""
-    px_shift = block[PX_EXP] - px_exp
-    qty_shift = block[QTY_EXP] - qty_exp
-    px_limit = _limit(px_shift)
-    qty_limit = _limit(qty_shift)
+    px_limit = _limit(block[PX_EXP] - px_exp)
+    qty_limit = _limit(block[QTY_EXP] - qty_exp)
     n_beyond = 0
     for side in range(2):
-        keys = HEAD + 2 * side * capacity
-        for i in range(keys, keys + block[N_BIDS + side]):
-            key = block[i]
-            n_beyond += (key > px_limit) | (key < -px_limit) | (block[i + capacity] > qty_limit)
+        counts, keys, room = _places(block, side)
+        for page in range(block[BID_PAGES + side]):
+            for i in range(keys + page * PAGE, keys + page * PAGE + block[counts + page]):
+                n_beyond += (block[i] > px_limit) | (block[i] < -px_limit) | (block[i + room] > qty_limit)
     if n_beyond > 0:
         return False
-    px_factor = _POW10[min(px_shift, 18)]
-    qty_factor = _POW10[min(qty_shift, 18)]
+    px_factor = _POW10[min(block[PX_EXP] - px_exp, 18)]
+    qty_factor = _POW10[min(block[QTY_EXP] - qty_exp, 18)]
     for side in range(2):
-        keys = HEAD + 2 * side * capacity
-        for i in range(keys, keys + block[N_BIDS + side]):
-            block[i] *= px_factor
-            block[i + capacity] *= qty_factor
+        counts, keys, room = _places(block, side)
+        for page in range(block[BID_PAGES + side]):
+            for i in range(keys + page * PAGE, keys + page * PAGE + block[counts + page]):
+                block[i] *= px_factor
+                block[i + room] *= qty_factor
     block[PX_EXP] = px_exp
     block[QTY_EXP] = qty_exp
     return True
 
 
 @kernel
-def _find(keys: NDArray[np.int64], n: int, key: int, near: int) -> int:
-    """Return how many of the first `n` keys, which rise, are below `key`, searching outwards from `near`."""
-    at = min(near, n)
-    step = _WINDOW
-    while at > 0 and keys[at - 1] >= key:
-        at = max(at - step, 0)
-        step += step
-    step = _WINDOW
-    while at + step <= n and keys[at + step - 1] < key:
-        at += step
-        step += step
-    size = min(step, n - at)
-    while size > _WINDOW:
-        half = size >> 1
-        at += half * (keys[at + half - 1] < key)
-        size -= half
-    below = 0
-    for other in keys[at : at + size]:
-        below += other < key
-    return at + below
+def _set_level(block: NDArray[np.int64], side: int, near: int, key: int, qty: int) -> int:
+    """Set one level of a side, or remove it if qty is 0.
+
+    near  the page to look at first. Returns the level's page; -1, and nothing is changed, if none is free
+    """
+    counts, keys, room = _places(block, side)
+    n_pages = block[BID_PAGES + side]
+    page = min(near, n_pages - 1)
+    while page > 0 and block[keys + page * PAGE] > key:
+        page -= 1
+    while page + 1 < n_pages and block[keys + (page + 1) * PAGE] <= key:
+        page += 1
+    first = keys + page * PAGE
+    end = first + block[counts + page]
+    at = first + _below(block, first, end, key)
+    known = at < end and block[at] == key
+    if known and qty != 0:
+        block[at + room] = qty
+    elif known:
+        _close_gap(block, at + 1, end, 1)
+        _close_gap(block, at + 1 + room, end + room, 1)
+        block[counts + page] -= 1
+        block[N_BIDS + side] -= 1
+        if block[counts + page] == 0 and n_pages > 1:
+            _remove_page(block, side, page)
+    elif qty != 0:
+        if end - first == PAGE:
+            if n_pages * PAGE == room:
+                return -1
+            kept = _insert_page(block, side, page, at - first)
+            if at - first > kept:
+                at += PAGE - kept
+                page += 1
+            end = keys + page * PAGE + block[counts + page]
+        _open_gap(block, at, end, 1)
+        _open_gap(block, at + room, end + room, 1)
+        block[at] = key
+        block[at + room] = qty
+        block[counts + page] += 1
+        block[N_BIDS + side] += 1
+    return page
 
 
 @kernel
-def _set_level(keys: NDArray[np.int64], qtys: NDArray[np.int64], n: int, at: int, key: int, qty: int) -> int:
-    """Set one level, whose place is `at`, or remove it if qty is 0. Returns the side's new n."""
-    known = at < n and keys[at] == key
-    if qty == 0:
-        if known:
-            _close_gap(keys[at:n])
-            _close_gap(qtys[at:n])
-        return n - known
-    if not known:
-        _open_gap(keys[at : n + 1])
-        _open_gap(qtys[at : n + 1])
-        keys[at] = key
-    qtys[at] = qty
-    return n + (not known)
+def _insert_page(block: NDArray[np.int64], side: int, page: int, at: int) -> int:
+    """Make room for a level at place `at` of a full page: two halves of it or, at the very end, a new page.
+
+    Returns how many levels stay on the page.
+    """
+    counts, keys, room = _places(block, side)
+    n_pages = block[BID_PAGES + side]
+    behind = keys + (page + 1) * PAGE
+    end = keys + n_pages * PAGE
+    _open_gap(block, counts + page + 1, counts + n_pages, 1)
+    _open_gap(block, behind, end, PAGE)
+    _open_gap(block, behind + room, end + room, PAGE)
+    kept = PAGE - 1 if page + 1 == n_pages and at == PAGE else PAGE // 2
+    for i in range(behind, behind + PAGE - kept):
+        block[i] = block[i - PAGE + kept]
+        block[i + room] = block[i - PAGE + kept + room]
+    block[counts + page] = kept
+    block[counts + page + 1] = PAGE - kept
+    block[BID_PAGES + side] = n_pages + 1
+    return kept
 
 
 @kernel
-def _open_gap(column: NDArray[np.int64]) -> None:
-    """Move all but the last up by one: one memmove, which a loop over the whole block would not be."""
-    for i in range(column.shape[0] - 1, 0, -1):
-        column[i] = column[i - 1]
+def _remove_page(block: NDArray[np.int64], side: int, page: int) -> None:
+    """Take an empty page out of the row."""
+    counts, keys, room = _places(block, side)
+    n_pages = block[BID_PAGES + side]
+    behind = keys + (page + 1) * PAGE
+    end = keys + n_pages * PAGE
+    _close_gap(block, counts + page + 1, counts + n_pages, 1)
+    _close_gap(block, behind, end, PAGE)
+    _close_gap(block, behind + room, end + room, PAGE)
+    block[BID_PAGES + side] = n_pages - 1
 
 
 @kernel
-def _close_gap(column: NDArray[np.int64]) -> None:
-    """Move all but the first down by one."""
-    for i in range(column.shape[0] - 1):
-        column[i] = column[i + 1]
+def _open_gap(column: NDArray[np.int64], start: int, stop: int, by: int) -> None:
+    """Move `column[start:stop]` up by `by`. Over a view of its own such a loop becomes one memmove."""
+    moved = column[start : stop + by]
+    for i in range(moved.shape[0] - 1, by - 1, -1):
+        moved[i] = moved[i - by]
 
 
 @kernel
-def _note_best(block: NDArray[np.int64], capacity: int) -> None:
+def _close_gap(column: NDArray[np.int64], start: int, stop: int, by: int) -> None:
+    """Move `column[start:stop]` down by `by`."""
+    moved = column[start - by : stop]
+    for i in range(moved.shape[0] - by):
+        moved[i] = moved[i + by]
+
+
+@kernel
+def _below(keys: NDArray[np.int64], start: int, stop: int, key: int) -> int:
+    """Return how many of `keys[start:stop]` are below `key`."""
+    there = keys[start:stop]
+    n = 0
+    for i in range(there.shape[0]):
+        n += there[i] < key
+    return n
+
+
+@kernel
+def _note_best(block: NDArray[np.int64]) -> None:
     """Put the best levels into the head: NULL_PRICE and 0 for an empty side."""
-    n_bids = block[N_BIDS]
-    n_asks = block[N_ASKS]
-    last_bid = HEAD + max(n_bids, 1) - 1
-    last_ask = HEAD + 2 * capacity + max(n_asks, 1) - 1
-    block[BID_PX] = block[last_bid] if n_bids > 0 else NULL_PRICE
-    block[BID_QTY] = block[last_bid + capacity] if n_bids > 0 else 0
-    block[ASK_PX] = -block[last_ask] if n_asks > 0 else NULL_PRICE
-    block[ASK_QTY] = block[last_ask + capacity] if n_asks > 0 else 0
+    block[BID_PX] = block[ASK_PX] = NULL_PRICE
+    block[BID_QTY] = block[ASK_QTY] = 0
+    if block[N_BIDS] > 0:
+        read_side(block, 0, block[BID_PX : BID_PX + 1], block[BID_QTY : BID_QTY + 1])
+    if block[N_ASKS] > 0:
+        read_side(block, 1, block[ASK_PX : ASK_PX + 1], block[ASK_QTY : ASK_QTY + 1])

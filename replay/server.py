@@ -32,7 +32,9 @@ QUIET_S = 0.25
 RETURN_S = 10.0
 #: messages between two looks at the sockets
 _BATCH = 256
-#: due messages are sent up to half a timer tick early rather than up to one late
+#: the event loop's timers count in milliseconds: a shorter wait would spin
+_TICK_S = 0.001
+#: so messages are sent up to half a tick early rather than up to one late
 _SLACK_NS = 500_000
 _WRITE_LIMIT = 1024 * 1024
 #: a client's time to answer the close frame when the stand-in ends
@@ -137,7 +139,7 @@ class Server:
         play = self.standin.play
         while (due_ns := play.next_ns()) is not None:
             if (wait_s := self.clock.seconds_until(due_ns - _SLACK_NS)) > 0:
-                await asyncio.sleep(wait_s)
+                await asyncio.sleep(max(wait_s, _TICK_S))
             until_ns = math.inf if self.clock.unpaced else self.clock.now_ns() + _SLACK_NS
             for _ in range(_BATCH):
                 due = play.next_ns()

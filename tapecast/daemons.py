@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-PACKAGE = "tapecast.defaults"
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -32,6 +31,7 @@ def run_feeder(**words: Any) -> int:
 
     from feeder.main import Options, run
     from feeder.main import UsageError as FeederUsageError
+    from tapecast.defaults_folder import DEFAULTS
     from tapecast.logs import set_up
     from tapecast.errors import UsageError
 
@@ -39,7 +39,7 @@ def run_feeder(**words: Any) -> int:
 
     def work() -> int:
         try:
-            return uvloop.run(run(Options(**words), os.environ, PACKAGE))
+            return uvloop.run(run(Options(**words), os.environ, DEFAULTS))
         except FeederUsageError as error:
             raise UsageError(str(error)) from error
 

@@ -26,7 +26,8 @@ from market_types.configuration import load
 from market_types.enums import Flag, MsgType
 from market_types.venues import VENUES
 from tapecast.checking import BboCheck
-from tapecast.daemons import PACKAGE, guarded
+from tapecast.daemons import guarded
+from tapecast.defaults_folder import DEFAULTS
 from tapecast.folding import Folding
 from tapecast.view import DemoView, Numbers
 from tapecast.warmth import warm_up
@@ -139,7 +140,7 @@ class Demo:
         environ.pop("TAPECAST_LOG", None)
         words = ["--replay", *map(str, recording), "--exit-at-end"] if recording else []
         warm_up()
-        settings = load(Multicast, "multicast", folder=None, environ=environ, package=PACKAGE)
+        settings = load(Multicast, "multicast", folder=None, environ=environ, defaults=DEFAULTS)
         allow = Flag.REPLAY if recording else Flag(0)
         log = folder / "feeder.log"
         with (

@@ -13,11 +13,13 @@ from market_types.configuration import load
 from market_types.enums import Flag
 from market_types.places import shm_folder
 from market_types.venues import VENUES, Venue
+from tapecast.defaults_folder import DEFAULTS
 from tapecast.errors import UsageError
 from udp_protocol.multicast import GroupReceiver, group_address
 from udp_protocol.receiver import Receiver
 from udp_protocol.sequencing import ChannelSequencer, Item
 from udp_protocol.settings import Multicast
+from udp_protocol.tape import sessions_of
 from udp_protocol.tape_follower import TapeFollower
 
 ALLOW_WORDS = {"replay": Flag.REPLAY, "sim": Flag.SIM}
@@ -103,10 +105,10 @@ class TapeSource:
 
     def __init__(self, venues: Sequence[Venue], base: Path, marks: Flag, receiver: Receiver) -> None:
         suffixes = ["", *(f".{mark.name.lower()}" for mark in Flag if mark & marks and mark.name)]
+        writers = [venue.name + suffix for venue in venues for suffix in suffixes]
         self._receiver = receiver
-        self._followers = [
-            TapeFollower(base, venue.name + suffix, skip_dead=True) for venue in venues for suffix in suffixes
-        ]
+        self._begun = {session for writer in writers for session in sessions_of(base / writer)}
+        self._followers = [TapeFollower(base, writer, skip_dead=True) for writer in writers]
 
     def poll(self, timeout_s: float, out: list[Item]) -> None:
         """See `Source`."""
@@ -130,7 +132,8 @@ class TapeSource:
             if sequencer is None:
                 continue
             if sequencer.session != session:
-                sequencer.switch(session, 0 if late else 1, now_ns, out)
+                first = 0 if session in self._begun else 1  # what went before us is not lost
+                sequencer.switch(session, first, now_ns, out)
             self._receiver.datagram(channel, datagram, now_ns, wall_s, out)
 
     def close(self) -> None:
@@ -158,7 +161,7 @@ class Wire:
         settings: Multicast | None = None,
     ) -> None:
         self.settings = settings or load(
-            Multicast, "multicast", folder=config, environ=environ, package="tapecast.defaults"
+            Multicast, "multicast", folder=config, environ=environ, defaults=DEFAULTS
         )
         self.venues = venues
         channels = [channel for venue in venues for channel in venue.channels]

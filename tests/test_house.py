@@ -219,10 +219,12 @@ def test_a_wheel_holds_every_package_its_types_defaults_and_specification(tmp_pa
     subprocess.run([*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True)
     program = (
         "from market_types import configuration\n"
+        "from tapecast.defaults_folder import DEFAULTS\n"
         "from udp_protocol.settings import Multicast\n"
         "settings = configuration.load(\n"
-        "    Multicast, 'multicast', folder=None, environ={}, package='tapecast.defaults')\n"
+        "    Multicast, 'multicast', folder=None, environ={}, defaults=DEFAULTS)\n"
         "assert settings == Multicast()\n"
+        "assert DEFAULTS.name == 'defaults'\n"
         "print(configuration.__file__)\n"
     )
     environ = os.environ | {"PYTHONPATH": sysconfig.get_path("platlib")}

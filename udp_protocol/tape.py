@@ -58,7 +58,9 @@ def pack_segment_header(header: SegmentHeader) -> bytes:
 
 def unpack_segment_header(data: bytes) -> SegmentHeader | None:
     """Return the header of a segment that begins with `data`, None if it is not one."""
-    if len(data) < SEGMENT_HEADER or _CRC.unpack_from(data, _FIELDS.size)[0] != zlib_crc32(data[: _FIELDS.size]):
+    if len(data) < SEGMENT_HEADER or _CRC.unpack_from(data, _FIELDS.size)[0] != zlib_crc32(
+        data[: _FIELDS.size]
+    ):
         return None
     magic, *fields = _FIELDS.unpack_from(data)
     return SegmentHeader(*fields) if magic == _MAGIC else None
@@ -80,7 +82,9 @@ def sessions_of(folder: Path) -> list[int]:
 def segments_of(session_folder: Path) -> list[int]:
     """Return the first records of a session's segments, in order; none if its folder is not there."""
     try:
-        names = [entry.name.removesuffix(SUFFIX) for entry in session_folder.iterdir() if entry.suffix == SUFFIX]
+        names = [
+            entry.name.removesuffix(SUFFIX) for entry in session_folder.iterdir() if entry.suffix == SUFFIX
+        ]
     except FileNotFoundError:
         return []
     return sorted(int(name) for name in names if name.isdecimal())
@@ -111,7 +115,10 @@ def append(segment: NDArray[np.uint8], at: int, datagram: NDArray[np.uint8], sta
     after = body + (length + 7 & -8)
     if after + RECORD_HEADER > segment.shape[0]:
         return -1
-    target, source = np.uint64(body), np.uint64(start)  # unsigned, never tested for < 0: 0.1 us instead of 0.16
+    target, source = (
+        np.uint64(body),
+        np.uint64(start),
+    )  # unsigned, never tested for < 0: 0.1 us instead of 0.16
     for byte in range(np.uint64(length)):
         segment[target + byte] = datagram[source + byte]
     for byte in range(body + length, after):

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from udp_protocol.atomics import load_acquire_i64
 from udp_protocol.tape import (
     BROKEN,
+    END,
     FULL,
     PULSE,
     SEGMENT_HEADER,
@@ -27,26 +28,27 @@ from udp_protocol.tape import (
 )
 
 UNKNOWN = -1
+LOOK_NS = 5_000_000  # a new session is seen that late: looking costs 10 us, polling 1
 _SCAN_RECORDS = 512
 
 
 class Lapped(NamedTuple):
-    """Records that were removed, or lay behind damage, before they were read."""
+    """Records that were removed before they were read, or lay behind damage."""
 
     session_id: int
     first: int
-    last: int  # UNKNOWN where the whole session was removed
+    last: int  # UNKNOWN where nothing of the session is left
 
 
 class TapeFollower:
-    """Reads the tape of one writer, through all its sessions, wherever the writer is in its life.
+    """Reads the tape of one writer through all its sessions; the writer may come and go.
 
     from_start  begin with the oldest record held, else behind the newest
-    skip_dead   pass over sessions that were over when this follower was made
-    session     being read, 0 = none yet
-    counters    lapped, tape_crc (records passed over), tape_broken (segments left for their damage)
-    lapped      the ranges that were skipped; the caller may clear it
-    `poll` and the constructor raise TapeError if another user owns `base`.
+    skip_dead   pass over sessions that are over when this object is made
+    session     the one being read, 0 = none yet
+    counters    lapped (ranges), tape_crc (records passed over), tape_broken (segments left early)
+    lapped      the ranges; the caller may clear it
+    The constructor and `poll` raise TapeError if another user owns `base`.
     """
 
     def __init__(self, base: Path, writer: str, *, from_start: bool = True, skip_dead: bool = False) -> None:
@@ -56,9 +58,134 @@ class TapeFollower:
         self._base = base
         self._folder = base / writer
         self._found = np.empty((_SCAN_RECORDS, 2), np.int64)
-        self._leave()
+        self._pulse: NDArray[np.uint8] | None = None
+        self._memory: mmap.mmap | None = None
+        self._data: NDArray[np.uint8]  # the same memory
+        self._at = 0  # next record's position there
+        self._why = BROKEN  # what `scan` said last; BROKEN = no segment to read
+        self._first = 0  # first record of the segment
+        self._record = 0  # next one to read, 0 = whichever is the oldest
+        self._leaving = 0  # the session after this one
+        self._look_ns = 0
         newest = max(sessions_of(self._folder), default=0)
-        self._skip = newest if skip_dead else 0
+        self._dead = newest if skip_dead else 0  # unless its pulse is fresh
         if newest and not from_start:
             self._enter(newest)
-            ...
+            self._first = max(segments_of(session_folder(self._folder, newest))) - 1
+            while self.poll():
+                pass
+
+    def poll(self, limit: int = _SCAN_RECORDS) -> list[tuple[int, bytes]]:
+        """Return up to `limit` records as (session, datagram), in their order; never waits."""
+        out: list[tuple[int, bytes]] = []
+        while len(out) < limit:
+            if self._memory is not None:
+                self._read(self._memory, limit - len(out), out)
+            if self._why == FULL or (self._why != UNWRITTEN and self._next_segment()):
+                continue
+            if self._leaving:  # seen before the last look at the old session, so nothing comes there any more
+                self._enter(self._leaving)
+            else:
+                self._leaving = self._later_session()
+                if not self._leaving:
+                    break
+        return out
+
+    def writer_silent(self, now_monotonic_ns: int) -> bool:
+        """Return whether the session's writer gave no sign of life for 350 ms; True without a session."""
+        return not _is_fresh(self._pulse, now_monotonic_ns)
+
+    def close(self) -> None:
+        """Give the memory back; what `poll` returned stays valid."""
+        self._memory = self._pulse = None
+        self._data = self._found[:0, 0].view(np.uint8)
+
+    def _read(self, memory: mmap.mmap, room: int, out: list[tuple[int, bytes]]) -> None:
+        found = self._found[: min(room, _SCAN_RECORDS)]
+        self._why, self._at, n_found, n_bad = scan(self._data, self._at, found)
+        self._record += n_found + n_bad
+        session = self.session
+        out.extend((session, memory[at : at + length]) for at, length in found[:n_found].tolist())
+        if n_bad:
+            self.counters["tape_crc"] += n_bad
+        if self._why == BROKEN:
+            self._leave_broken()
+
+    def _leave_broken(self) -> None:
+        self.counters["tape_broken"] += 1
+        self._memory = None
+
+    def _next_segment(self) -> bool:
+        """Go on in the next segment that is there. Return whether there is one."""
+        while later := [first for first in self._segments() if first > self._first]:
+            if self._open(later[0]):
+                return True
+        return False
+
+    def _segments(self) -> list[int]:
+        return segments_of(session_folder(self._folder, self.session)) if self.session else []
+
+    def _open(self, first: int) -> bool:
+        """Open this segment. Return whether it can be read; the writer may have removed it by now."""
+        try:
+            with (session_folder(self._folder, self.session) / segment_name(first)).open("rb") as file:
+                begin = file.read(SEGMENT_HEADER)
+                memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if begin else None
+        except FileNotFoundError:
+            return False
+        self._first = first
+        header = unpack_segment_header(begin)
+        if memory is None or header is None or header[0::3] != (self.session, first):
+            self._why = BROKEN
+            self._leave_broken()
+            return False
+        if 0 < self._record < first:
+            self._note_lapped(first - 1)
+        self._record = first
+        self._memory, self._data, self._at = memory, np.frombuffer(memory, np.uint8), SEGMENT_HEADER
+        return True
+
+    def _note_lapped(self, last: int) -> None:
+        self.counters["lapped"] += 1
+        self.lapped.append(Lapped(self.session, self._record, last))
+
+    def _later_session(self) -> int:
+        """Return the next session to read, 0 if there is none; only a silent writer can have a successor."""
+        now_ns = time.monotonic_ns()
+        if now_ns < self._look_ns or not self.writer_silent(now_ns):
+            return 0
+        self._look_ns = now_ns + LOOK_NS
+        for session in sessions_of(self._folder):
+            if session > max(self.session, self._dead):
+                return session
+            if (
+                session > self.session
+                and session == self._dead
+                and _is_fresh(self._pulse_of(session), now_ns)
+            ):
+                return session
+        return 0
+
+    def _enter(self, session: int) -> None:
+        check_owner(self._base)
+        if self._why == END:  # its next segment went with the whole session
+            self._note_lapped(UNKNOWN)
+        self._record = 1 if self.session else 0
+        self.session = session
+        self._pulse = self._pulse_of(session)
+        self._memory = None
+        self._why = BROKEN
+        self._first = self._leaving = 0
+
+    def _pulse_of(self, session: int) -> NDArray[np.uint8] | None:
+        """Return the memory of a session's pulse, None if the session is gone."""
+        try:
+            with (session_folder(self._folder, session) / PULSE).open("rb") as file:
+                return np.frombuffer(mmap.mmap(file.fileno(), 8, access=mmap.ACCESS_READ), np.uint8)
+        except FileNotFoundError:
+            return None
+
+
+def _is_fresh(pulse: NDArray[np.uint8] | None, now_monotonic_ns: int) -> bool:
+    """Return whether the pulse lies within 350 ms; one far ahead is from before a reboot."""
+    return pulse is not None and abs(now_monotonic_ns - load_acquire_i64(pulse, 0)) < SILENT_NS

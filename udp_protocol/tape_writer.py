@@ -89,7 +89,9 @@ class TapeFolder:
         Raises TapeError for a session that is not greater than all before, and without room for two segments.
         """
         if session_id <= self.last_session:
-            raise TapeError(f"{self.path}: session {session_id}, expected one greater than {self.last_session}")
+            raise TapeError(
+                f"{self.path}: session {session_id}, expected one greater than {self.last_session}"
+            )
         held = self._held()
         space = os.statvfs(self.path)
         free = space.f_bavail * space.f_frsize + sum(segment.n_bytes for segment in held)
@@ -160,7 +162,9 @@ class TapeWriter:
         self._first_channel = first_channel
         self._segment_bytes = segment_bytes
         self._record = 0  # none before the first segment
-        hidden = folder / f".{self._folder.name}"  # a session appears with its pulse and first segment, or not
+        hidden = (
+            folder / f".{self._folder.name}"
+        )  # a session appears with its pulse and first segment, or not
         hidden.mkdir(mode=0o700)
         self._make_room()
         try:
@@ -168,7 +172,9 @@ class TapeWriter:
             memory = self._make_segment(hidden, 1)
         except OSError as error:
             _remove(hidden)
-            raise TapeError(f"{folder}: no room for a segment ({error.strerror}); free shared memory") from error
+            raise TapeError(
+                f"{folder}: no room for a segment ({error.strerror}); free shared memory"
+            ) from error
         self.pulse(time.monotonic_ns())
         hidden.rename(self._folder)
         self._take(memory, 1)

@@ -20,7 +20,8 @@ class Limits(msgspec.Struct, frozen=True):
 
     streams_per_connection: int
     messages_per_s: int  # from us, on one connection
-    connects_per_s: float  # new connections
+    connects: int  # new connections in `connects_window_s`, from one address
+    connects_window_s: float
     lifetime_s: float  # after which the venue closes a connection
     weight_per_minute: int  # REST
     weight_header: str  # of REST answers: the weight used in this minute

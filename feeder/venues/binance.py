@@ -169,7 +169,8 @@ class Usdm:
     limits = Limits(
         streams_per_connection=1024,
         messages_per_s=10,
-        connects_per_s=1.0,  # 300 in 5 minutes on spot; not documented here
+        connects=300,  # as documented for spot; nothing is said here
+        connects_window_s=300.0,
         lifetime_s=86_400.0,
         weight_per_minute=2400,
         weight_header="X-MBX-USED-WEIGHT-1M",

@@ -18,7 +18,7 @@ def read(folder: Path, text: str) -> VenueSettings:
     (folder / "feeder/crypto").mkdir(parents=True)
     (folder / "feeder/crypto/binance.toml").write_text(text)
     return load(
-        VenueSettings, "feeder/crypto/binance", folder=folder, environ={}, package="tapecast.defaults"
+        VenueSettings, "feeder/crypto/binance", folder=folder, environ={}, defaults=ROOT / "config"
     )
 
 
@@ -32,7 +32,7 @@ def test_binance_file_shows_the_defaults() -> None:
         "feeder/crypto/binance",
         folder=ROOT / "config",
         environ={},
-        package="tapecast.defaults",
+        defaults=ROOT / "config",
     )
     assert settings == VenueSettings(symbols=settings.symbols, market=settings.market)
     assert settings.market == {"usdm": Market("wss://fstream.binance.com", "https://fapi.binance.com")}
@@ -45,7 +45,7 @@ def test_binance_file_shows_the_defaults() -> None:
 def test_every_venue_file_belongs_to_a_venue_and_uses_its_channels() -> None:
     for path in (ROOT / "config/feeder").rglob("*.toml"):
         name = path.relative_to(ROOT / "config").with_suffix("").as_posix()
-        settings = load(VenueSettings, name, folder=ROOT / "config", environ={}, package="tapecast.defaults")
+        settings = load(VenueSettings, name, folder=ROOT / "config", environ={}, defaults=ROOT / "config")
         assert settings.n_channels == VENUES[path.stem].n_channels
 
 

@@ -27,15 +27,14 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @pytest.fixture
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Return a namespace package with default files, and stand in a folder without `config`."""
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a folder of default files, and stand in one without `config`."""
     for folder in ("defaults_of_test/group/kind", "here"):
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "defaults_of_test/plain.toml").write_text('host = "default"\n')
     (tmp_path / "defaults_of_test/group/kind/thing.toml").write_text('host = "thing"\n')
-    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path / "here")
-    return "defaults_of_test"
+    return tmp_path / "defaults_of_test"
 
 
 @pytest.fixture
@@ -44,19 +43,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "chosen"
 
 
-def refusal(text: str, folder: Path, package: str, **environ: str) -> str:
+def refusal(text: str, folder: Path, package: Path, **environ: str) -> str:
     """Return what is said about a file with `text`, after the path of the file."""
     (folder / "plain.toml").write_text(text)
     with pytest.raises(ConfigError) as caught:
-        load(Settings, "plain", folder=folder, environ=environ, package=package)
+        load(Settings, "plain", folder=folder, environ=environ, defaults=package)
     return str(caught.value).removeprefix(f"{folder / 'plain.toml'}: ")
 
 
 def test_the_first_of_option_variable_working_folder_and_package_is_read(
-    tmp_path: Path, folder: Path, package: str
+    tmp_path: Path, folder: Path, package: Path
 ) -> None:
     def host(option: Path | None, **environ: str) -> str:
-        return load(Settings, "plain", folder=option, environ=environ, package=package).host
+        return load(Settings, "plain", folder=option, environ=environ, defaults=package).host
 
     (tmp_path / "variable").mkdir()
     (tmp_path / "variable/plain.toml").write_text('host = "variable"')
@@ -74,28 +73,28 @@ def test_the_first_of_option_variable_working_folder_and_package_is_read(
     assert host(folder, TAPECAST_CONFIG=variable, TAPECAST__PLAIN__HOST="override") == "override"
 
 
-def test_a_file_missing_in_a_chosen_folder_is_the_packages(folder: Path, package: str) -> None:
-    assert load(Settings, "group/kind/thing", folder=folder, environ={}, package=package).host == "thing"
+def test_a_file_missing_in_a_chosen_folder_is_the_packages(folder: Path, package: Path) -> None:
+    assert load(Settings, "group/kind/thing", folder=folder, environ={}, defaults=package).host == "thing"
 
 
 @pytest.mark.parametrize(
     ("option", "environ", "chooser"), [(True, {}, "--config"), (False, None, "TAPECAST_CONFIG")]
 )
 def test_a_missing_chosen_folder_is_refused(
-    tmp_path: Path, package: str, option: bool, environ: dict[str, str] | None, chooser: str
+    tmp_path: Path, package: Path, option: bool, environ: dict[str, str] | None, chooser: str
 ) -> None:
     absent = tmp_path / "absent"
     environ = {"TAPECAST_CONFIG": str(absent)} if environ is None else environ
     with pytest.raises(ConfigError) as caught:
-        load(Settings, "plain", folder=absent if option else None, environ=environ, package=package)
+        load(Settings, "plain", folder=absent if option else None, environ=environ, defaults=package)
     assert str(caught.value) == f"{chooser}: {absent}: expected a folder of TOML files"
 
 
-def test_settings_that_nobody_has(folder: Path, package: str) -> None:
+def test_settings_that_nobody_has(folder: Path, package: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"group/kind/other\.toml: expected a readable TOML file: .*No such file"
     ):
-        load(Settings, "group/kind/other", folder=folder, environ={}, package=package)
+        load(Settings, "group/kind/other", folder=folder, environ={}, defaults=package)
 
 
 @pytest.mark.parametrize(
@@ -123,18 +122,18 @@ def test_settings_that_nobody_has(folder: Path, package: str) -> None:
     ],
 )
 def test_a_bad_file_is_named_with_key_value_and_expectation(
-    text: str, message: str, folder: Path, package: str
+    text: str, message: str, folder: Path, package: Path
 ) -> None:
     assert refusal(text, folder, package) == message
 
 
-def test_a_file_that_is_no_text(folder: Path, package: str) -> None:
+def test_a_file_that_is_no_text(folder: Path, package: Path) -> None:
     (folder / "plain.toml").write_bytes(b"host = '\xff'")
     with pytest.raises(ConfigError, match=r"plain\.toml: expected a readable TOML file: .*utf-8"):
-        load(Settings, "plain", folder=folder, environ={}, package=package)
+        load(Settings, "plain", folder=folder, environ={}, defaults=package)
 
 
-def test_overrides_are_toml_values_and_bare_words_strings(package: str) -> None:
+def test_overrides_are_toml_values_and_bare_words_strings(package: Path) -> None:
     environ = {
         "TAPECAST__PLAIN__HOST": "239.255.11",
         "TAPECAST__PLAIN__PORT": "19_001",
@@ -146,15 +145,15 @@ def test_overrides_are_toml_values_and_bare_words_strings(package: str) -> None:
         "TAPECAST__GROUP__THING__PORT": "2000",
         "PATH": "/bin",
     }
-    settings = load(Settings, "plain", folder=None, environ=environ, package=package)
+    settings = load(Settings, "plain", folder=None, environ=environ, defaults=package)
     assert settings == Settings("239.255.11", 19001, "b", ("BTC*", "ETH*"), Inner(7), {"q": Inner(3)})
-    thing = load(Settings, "group/kind/thing", folder=None, environ=environ, package=package)
+    thing = load(Settings, "group/kind/thing", folder=None, environ=environ, defaults=package)
     assert (thing.host, thing.port) == ("thing", 2000)
 
 
-def test_an_override_cannot_smuggle_in_a_second_key(package: str) -> None:
+def test_an_override_cannot_smuggle_in_a_second_key(package: Path) -> None:
     environ = {"TAPECAST__PLAIN__HOST": '"x"\nport = 2000'}
-    assert load(Settings, "plain", folder=None, environ=environ, package=package).port == 9001
+    assert load(Settings, "plain", folder=None, environ=environ, defaults=package).port == 9001
 
 
 @pytest.mark.parametrize(
@@ -171,7 +170,7 @@ def test_an_override_cannot_smuggle_in_a_second_key(package: str) -> None:
     ],
 )
 def test_a_bad_override_is_named_by_its_variable(
-    variable: str, text: str, message: str, folder: Path, package: str
+    variable: str, text: str, message: str, folder: Path, package: Path
 ) -> None:
     said = refusal('host = "x"\nport = 9001', folder, package, **{variable: text})
     assert said.startswith(f"{variable}: {message}")

@@ -56,14 +56,30 @@ class Stand:
         async with self.http.post(self.ready["rest"] + "/_tapecast/start") as response:
             assert response.status == 200
 
-    async def collect(self, client: ClientConnection, *, patience_s: float = 0.3) -> list[str]:
+    async def collect(self, client: ClientConnection, *, patience_s: float = 0.5) -> list[str]:
         """Start the clock, return what arrives until the play is over, the client lost or all silent."""
         await self.start()
-        messages = []
-        with contextlib.suppress(ConnectionClosed, TimeoutError):
+        fence = asyncio.create_task(self._fence(client))
+        messages: list[str] = []
+        with contextlib.suppress(ConnectionClosed):
             while True:
-                messages.append(await asyncio.wait_for(client.recv(), patience_s))
+                receiving = asyncio.create_task(client.recv())
+                await asyncio.wait(
+                    {receiving, fence}, timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not receiving.done():
+                    receiving.cancel()
+                    await asyncio.wait({receiving})
+                    break
+                messages.append(receiving.result())
+        fence.cancel()
         return messages
+
+    async def _fence(self, client: ClientConnection) -> None:
+        """Return when all that was sent to `client` has arrived: the pong comes behind it."""
+        await asyncio.wait({self.playing})
+        with contextlib.suppress(ConnectionClosed):
+            await (await client.ping())
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """replay.server: the clock's start, pacing, limits, slow readers, the end."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from websockets.protocol import State
 
 from recording import Received, open_capture
 from replay.binance import UsdM
+from replay.connection import text_frame
 from replay.venue import Rules
 
 Run = Callable[..., Any]
@@ -132,31 +132,26 @@ def test_unpaced_the_clock_waits_for_a_lost_client(run: Run) -> None:
 
 
 def test_a_slow_reader_loses_nothing_unpaced(run: Run, recordings: Path) -> None:
+    paths = [recordings / f"binance_usdm/hftb_btcusdt_202407{day}.jsonl.gz" for day in (18, 19)]
+    messages = [event.payload for event in open_capture(paths).events() if isinstance(event, Received)]
+    bare = (message[message.index(b'"data":') + 7 : -1] for message in messages)
+    total = sum(len(text_frame(message)) for message in bare)
+
     async def scenario(stand: Any) -> None:
         target = "/public/ws/" + "/".join(stand.streams)
         quick, lazy = await stand.connect_raw(target), await stand.connect_raw(target)
         await stand.start()
-
-        async def count(reader: asyncio.StreamReader) -> int:
-            taken = 0
-            with contextlib.suppress(TimeoutError):
-                while True:
-                    taken += len(await asyncio.wait_for(reader.read(1 << 20), 0.7))
-            return taken
-
-        counting = asyncio.create_task(count(quick[0]))
+        counting = asyncio.create_task(quick[0].readexactly(total))
         await asyncio.sleep(0.5)
         waiting_at = stand.server.messages
-        assert 0 < waiting_at < 71_983  # nobody reads from `lazy` yet: the clock waits for it
+        assert 0 < waiting_at < len(messages)  # nobody reads from `lazy` yet: the clock waits for it
         await asyncio.sleep(0.1)
         assert stand.server.messages == waiting_at
-        lazily = await count(lazy[0])
-        assert stand.server.messages == 71_983
-        assert await counting == lazily > 20_000_000
+        assert await lazy[0].readexactly(total) == await counting
+        assert stand.server.messages == len(messages)
         for _, writer in (quick, lazy):
             writer.close()
 
-    paths = [recordings / f"binance_usdm/hftb_btcusdt_202407{day}.jsonl.gz" for day in (18, 19)]
     run(scenario, paths=paths)
 
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_file_shows_every_key_with_its_default() -> None:
-    settings = load(Multicast, "multicast", folder=ROOT / "config", environ={}, package="tapecast.defaults")
+    settings = load(Multicast, "multicast", folder=ROOT / "config", environ={}, defaults=ROOT / "config")
     assert settings == Multicast()
     text = (ROOT / "config/multicast.toml").read_text()
     for key in Multicast.__struct_fields__:
@@ -50,7 +50,7 @@ def test_impossible_values(line: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "multicast.toml").write_text(line)
     key = line.rpartition("\n")[2].split(" = ")[0]
     with pytest.raises(ConfigError) as caught:
-        load(Multicast, "multicast", folder=tmp_path, environ={}, package="tapecast.defaults")
+        load(Multicast, "multicast", folder=tmp_path, environ={}, defaults=ROOT / "config")
     assert key in str(caught.value)
     assert str(caught.value).endswith(said) or said in str(caught.value).partition(": expected ")[2]
 

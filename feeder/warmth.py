@@ -1,0 +1,30 @@
+"""Compiling before connecting: a venue's first message must not wait for a compiler."""
+
+import numpy as np
+
+from feeder.batch import Batch
+from feeder.framing import WRITER, frame_batch
+from market_types.enums import Aggressor, ClearReason, MarketKind
+from market_types.instruments import Instrument
+from market_types.venues import VENUES
+
+
+def warm_up() -> None:
+    """Send one event of each kind through the very kernels that will send the market's, into private memory."""
+    instrument = Instrument(
+        venue=VENUES["binance"], symbol_id=1, channel=2, kind=MarketKind.SPOT, symbol="", name="", base="", quote="",
+        settle="", px_exp=0, qty_exp=0, tick_size=1, lot_size=1, min_qty=1,
+    )  # fmt: skip
+    state = np.zeros(1, WRITER)
+    writer = state[0]
+    writer["session_id"], writer["row"], writer["max_datagram"] = 1, -1, 1360
+    writer["channel_of"][1] = instrument.channel
+    segment = np.zeros(4096, np.uint8)
+    batch = Batch(lambda batch: batch.clear())
+    batch.l2(instrument, 0, 0, 1, b'[["1","1"]]', b"[]", snapshot=True)
+    batch.l2(instrument, 0, 0, 2, b'[["1","0"]]', b"[]", snapshot=False)
+    batch.bbo(instrument, 0, 0, 3, ("1", "1", "2", "1"))
+    batch.trade(instrument, 0, 0, "1", "1", 1, Aggressor.BUY)
+    batch.book_clear(instrument, 0, ClearReason.RESTART, 3)
+    frame_batch(batch.block, state, segment, 0)
+    assert writer["frames"] == 5

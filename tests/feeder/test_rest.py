@@ -1,0 +1,137 @@
+"""The weight budget with time as an argument, and real answers over HTTP on loopback."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from feeder.batch import Request
+from feeder.rest import Answer, Rest, WeightBudget
+from feeder.venues.base import Limits
+
+LIMITS = Limits(
+    streams_per_connection=10, messages_per_s=10, connects=10, connects_window_s=1.0, lifetime_s=10.0, weight_per_minute=100,
+    weight_header="X-Used", backoff_base_s=0.01, backoff_cap_s=0.05,
+)  # fmt: skip
+
+
+def test_the_budget_waits_for_the_next_minute() -> None:
+    budget = WeightBudget(100)
+    assert budget.wait_s(50, 600.0) == 0.0
+    assert budget.wait_s(40, 601.0) == 0.0
+    assert budget.wait_s(1, 602.0) == 58.0
+    assert budget.wait_s(1, 660.0) == 0.0
+
+
+def test_the_venue_s_own_count_wins_if_it_is_greater() -> None:
+    budget = WeightBudget(100)
+    assert budget.wait_s(10, 600.0) == 0.0
+    budget.believe(85, 601.0)
+    assert budget.wait_s(10, 610.0) == 50.0
+    budget.believe(3, 611.0)
+    assert budget.wait_s(10, 612.0) == 48.0
+
+
+def test_a_closed_budget_stays_closed_that_long() -> None:
+    budget = WeightBudget(100)
+    budget.close(7.0, 600.0)
+    assert budget.wait_s(1, 602.0) == 5.0
+    assert budget.wait_s(1, 607.0) == 0.0
+
+
+def test_a_call_heavier_than_the_budget_is_not_held_for_ever() -> None:
+    assert WeightBudget(100).wait_s(500, 600.0) == 0.0
+
+
+def serve(handler: Callable[[web.Request], Awaitable[web.Response]], ask: Callable[[Rest], Awaitable[None]]) -> Counter[str]:
+    """Run `ask` against a venue whose every answer is the handler's. Return the counters."""
+    counters: Counter[str] = Counter()
+
+    async def main() -> None:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        host, port = runner.addresses[0][:2]
+        async with Rest(f"http://{host}:{port}", LIMITS, counters) as rest:
+            await asyncio.wait_for(ask(rest), 20)
+        await runner.cleanup()
+
+    asyncio.run(main())
+    return counters
+
+
+async def settled(rest: Rest, *requests: Request) -> list[Answer]:
+    answers: list[Answer] = []
+    for request in requests:
+        rest.ask(request, answers.append, lambda: True)
+    while len(answers) < len(requests):
+        await asyncio.sleep(0.005)
+    return answers
+
+
+def test_429_is_waited_out_as_long_as_the_venue_says() -> None:
+    times: list[float] = []
+
+    async def handler(_: web.Request) -> web.Response:
+        times.append(asyncio.get_running_loop().time())
+        if len(times) == 1:
+            return web.Response(status=429, headers={"Retry-After": "1"})
+        return web.Response(body=b"{}")
+
+    async def ask(rest: Rest) -> None:
+        (answer,) = await settled(rest, Request("/x", weight=1, priority=0, key="x"))
+        assert answer.status == 200
+
+    assert serve(handler, ask) == {"rest_429": 1}
+    assert times[1] - times[0] >= 0.99
+
+
+def test_a_server_s_failures_are_tried_again_and_a_refusal_is_final() -> None:
+    seen: Counter[str] = Counter()
+
+    async def handler(request: web.Request) -> web.Response:
+        seen[request.path] += 1
+        if request.path == "/bad":
+            return web.Response(status=400, body=b'{"code":-1121}')
+        return web.Response(status=503 if seen[request.path] < 3 else 200, body=b"late")
+
+    async def ask(rest: Rest) -> None:
+        requests = [Request(path, weight=1, priority=0, key=path) for path in ("/bad", "/late")]
+        answers = await settled(rest, *requests)
+        assert sorted(answer.status for answer in answers) == [200, 400]
+
+    counters = serve(handler, ask)
+    assert seen == {"/bad": 1, "/late": 3}
+    assert (counters["rest_5xx"], counters["rest_4xx"]) == (2, 1)
+
+
+def test_urgent_calls_go_first() -> None:
+    order: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        order.append(request.path)
+        await asyncio.sleep(0.05)
+        return web.Response(body=b"")
+
+    async def ask(rest: Rest) -> None:
+        requests = [Request(f"/{n}", weight=1, priority=9, key="") for n in range(8)]
+        await settled(rest, *requests, Request("/urgent", weight=1, priority=0, key=""))
+
+    serve(handler, ask)
+    assert "/urgent" in order[:5]
+
+
+def test_what_nobody_wants_any_more_is_not_asked() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        raise AssertionError
+
+    async def ask(rest: Rest) -> None:
+        rest.ask(Request("/x", weight=1, priority=0, key=""), lambda _: None, lambda: False)
+        while not rest.idle:
+            await asyncio.sleep(0.005)
+
+    assert not serve(handler, ask)

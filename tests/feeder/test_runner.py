@@ -1,0 +1,32 @@
+"""Pacing of recordings and connects, with time as an argument."""
+
+from feeder.runner import NS_PER_S, STAGGER_S, ConnectGate, Pacer
+
+
+def test_a_paced_feeder_keeps_its_rate_over_time() -> None:
+    pacer = Pacer(1000, 0, 0)
+    now_ns, frames = 0, 0
+    while frames < 10_000:
+        frames += 37
+        now_ns += int(pacer.behind_s(frames, now_ns) * NS_PER_S)
+    assert 0.97 <= frames / (now_ns / NS_PER_S) / 1000 <= 1.03
+
+
+def test_a_small_burst_passes_and_idle_time_is_not_saved_up() -> None:
+    pacer = Pacer(1000, 0, 0)
+    assert pacer.behind_s(10, 0) == 0.0
+    assert pacer.behind_s(10, 100 * NS_PER_S) == 0.0
+    assert pacer.behind_s(1010, 100 * NS_PER_S) > 0.9
+
+
+def test_no_limit_means_none() -> None:
+    assert Pacer(0, 0, 0).behind_s(10**9, 0) == 0.0
+
+
+def test_connects_are_staggered_and_never_more_than_the_venue_allows() -> None:
+    gate = ConnectGate(30, 60.0)
+    turns = sorted(100.0 + gate.wait_s(100.0) for _ in range(100))
+    assert turns[0] == 100.0
+    assert min(later - turn for turn, later in zip(turns, turns[1:], strict=False)) >= STAGGER_S * 0.999
+    for turn in turns:
+        assert sum(turn <= other < turn + 60.0 for other in turns) <= 30
