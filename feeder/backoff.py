@@ -1,4 +1,4 @@
-"""Waiting longer after each failure, by a random share: full jitter keeps many clients from retrying at once."""
+"""Waiting longer after each failure, by a random share: full jitter keeps clients from retrying at once."""
 
 import random
 

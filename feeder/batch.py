@@ -15,7 +15,6 @@ from market_types.decimals import parse_decimal, rescale
 from market_types.enums import (
     NO_SEQ,
     NULL_PRICE,
-    Action,
     Aggressor,
     BookSide,
     ClearReason,
@@ -101,8 +100,8 @@ class Request:
 
 @kernel
 def _put_number(
-    price: NDArray[np.int64], exps: NDArray[np.int8], row: int, text: NDArray[np.uint8], start: int, stop: int,
-    exp: int,
+    price: NDArray[np.int64], exps: NDArray[np.int8], row: int, text: NDArray[np.uint8], start: int,
+    stop: int, exp: int,
 ) -> int:  # fmt: skip
     """Write the number text[start:stop] into row `row`, at exponent `exp` or the finer one it needs."""
     status, mantissa, finest = parse_decimal(text, start, stop)
@@ -130,7 +129,7 @@ def _number_end(text: NDArray[np.uint8], at: int) -> int:
     """Return where the characters of a number end."""
     while at < text.shape[0]:
         c = text[at]
-        if not (48 <= c <= 57 or c == 46 or c == 45 or c == 43 or c == 69 or c == 101):
+        if not (48 <= c <= 57 or c in (43, 45, 46, 69, 101)):  # + - . E e
             break
         at += 1
     return at
@@ -138,7 +137,7 @@ def _number_end(text: NDArray[np.uint8], at: int) -> int:
 
 @kernel
 def _levels(block: NDArray[np.void], text: NDArray[np.uint8], side: int, px_exp: int, qty_exp: int) -> int:
-    """Append the levels of a JSON array `[["price","qty",...],...]`; numbers may be bare. Return a status."""
+    """Append the levels of a JSON array `[["price","qty",...],...]`, numbers quoted or bare."""
     batch = block[0]
     price, qty, sides = batch.price, batch.qty, batch.side
     px_exps, qty_exps = batch.px_exp, batch.qty_exp

@@ -88,7 +88,7 @@ def _i64(data: NDArray[np.uint8], at: int, value: int) -> None:
 
 @kernel
 def close_datagram(state: NDArray[np.void], segment: NDArray[np.uint8], channel: int) -> int:
-    """Put the channel's open datagram on the tape and into the outbox. Return DONE or what is needed first."""
+    """Put the channel's open datagram on the tape and in the outbox. Return DONE or what is needed first."""
     writer = state[0]
     used = writer.used[channel]
     if used == 0:
@@ -128,7 +128,7 @@ def _header(
     state: NDArray[np.void], channel: int, msg_type: int, flags: int, symbol: int, payload_len: int,
     ts_event_ns: int, ts_recv_ns: int, ts_send_ns: int, venue_seq: int, count: int,
 ) -> int:  # fmt: skip
-    """Number a frame and write its header into the open datagram. Return where its payload begins."""
+    """Write a new frame's header, numbered, into the open datagram. Return where its payload begins."""
     writer = state[0]
     data = writer.open[channel]
     at = writer.used[channel]
@@ -161,7 +161,7 @@ def _header(
     _u16(data, at + 64, count)
     writer.used[channel] = at + _HEADER + payload_len
     writer.frames += 1
-    return at + _HEADER
+    return int(at) + _HEADER
 
 
 @kernel
@@ -173,9 +173,7 @@ def _root(data: NDArray[np.uint8], at: int, root_len: int, entry_len: int, px_ex
 
 
 @kernel
-def _level(
-    data: NDArray[np.uint8], at: int, price: int, qty: int, orders: int, side: int
-) -> None:
+def _level(data: NDArray[np.uint8], at: int, price: int, qty: int, orders: int, side: int) -> None:
     _i64(data, at, price)
     _i64(data, at + 8, qty)
     _u16(data, at + 16, orders)
@@ -376,10 +374,10 @@ def _frame_snapshot(
 def frame_batch(
     block: NDArray[np.void], state: NDArray[np.void], segment: NDArray[np.uint8], now_ns: int
 ) -> int:
-    """Number and frame the events of a batch, put the datagrams on the tape and into the outbox.
+    """Turn the events of a batch into numbered frames, their datagrams on the tape and in the outbox.
 
     block    (1,) BATCH
-    state    (1,) WRITER; keeps the place, so a call after NEED_ROOM or NEED_SEND goes on where this one stopped
+    state    (1,) WRITER; keeps the place: a call after NEED_ROOM or NEED_SEND goes on where this one stopped
     segment  the tape segment, or private memory while there is no room for a tape
     now_ns   becomes ts_send_ns
     Returns DONE; NEED_ROOM: give a new segment and call again; NEED_SEND: empty the outbox and call again.
@@ -406,7 +404,7 @@ def frame_batch(
             return status
         if not batch.blob_len[event]:
             kind = writer.kind_of[symbol]
-            column = 2 if msg_type == _BBO else 1 if msg_type == _DELTA or msg_type == _SNAPSHOT else 0
+            column = 2 if msg_type == _BBO else 1 if msg_type in (_DELTA, _SNAPSHOT) else 0
             writer.counts[kind, column] += 1
             writer.latency[bucket_of(now_ns - batch.ts_recv_ns[event])] += 1
         writer.event = event + 1

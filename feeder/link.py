@@ -37,7 +37,7 @@ class Host(Protocol):
         """Do a REST call for the link's adapter."""
 
 
-class Link(WSListener):  # type: ignore[misc]  # picows is compiled and ships no types for its base
+class Link(WSListener):
     """Keeps one connection of a plan alive until it is stopped.
 
     connected   the handshake is done and the socket open
@@ -85,7 +85,11 @@ class Link(WSListener):  # type: ignore[misc]  # picows is compiled and ships no
                 backoff.reset()
             delay_s = backoff.next()
             log.warning(
-                "link_down", url=self._url, problem=problem, lived_s=round(lived_s, 1), retry_s=round(delay_s, 3)
+                "link_down",
+                url=self._url,
+                problem=problem,
+                lived_s=round(lived_s, 1),
+                retry_s=round(delay_s, 3),
             )
             await asyncio.sleep(delay_s)
 
@@ -170,7 +174,7 @@ class Link(WSListener):  # type: ignore[misc]  # picows is compiled and ships no
         self._drain_wishes()
         self._host.touched()
 
-    def on_ws_disconnected(self, transport: WSTransport) -> None:
+    def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002  (picows calls it so)
         """Clear what the connection kept valid."""
         if self.connected:
             self._gone()

@@ -1,13 +1,13 @@
 """The feeder's way from settings to a running session and to its end."""
 
 import asyncio
-import fnmatch
 import gc
 import signal
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 import msgspec
@@ -17,21 +17,23 @@ from feeder.backoff import Backoff
 from feeder.publisher import Publisher
 from feeder.rest import SOURCE_HEADER, Answer, Rest
 from feeder.runner import Feed, Runner
+from feeder.selection import numbered, select, unmatched
 from feeder.sessions import SessionStore
 from feeder.settings import VenueSettings
 from feeder.standin import Ready, StandIn, StandInError
 from feeder.venues import binance
 from feeder.venues.base import Market, Shared
 from feeder.warmth import warm_up
-from market_types.configuration import ConfigError, load
-from market_types.enums import SOURCE_MARKS, EndReason, Flag, InstrumentStatus
+from market_types.configuration import load
+from market_types.enums import SOURCE_MARKS, EndReason, Flag
 from market_types.instruments import Instrument
 from market_types.places import shm_folder, state_folder
-from market_types.registry import SymbolRegistry
-from market_types.venues import VENUES, Venue, partition
+from market_types.registry import RegistryError, SymbolRegistry
+from market_types.venues import VENUES, Venue
 from udp_protocol.datagram import is_text, walk
 from udp_protocol.frame import FrameError
-from udp_protocol.multicast import FenceListener, group_address
+from udp_protocol.multicast import FenceListener, MulticastError, group_address
+from udp_protocol.sequencing import SESSION_BOUND_S
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import TapeError
 from udp_protocol.tape_writer import TapeFolder
@@ -40,11 +42,11 @@ log = structlog.get_logger()
 
 MARKETS: dict[str, Mapping[str, Market]] = {"binance": binance.MARKETS}
 LISTEN_S = 0.35  # to our own groups before a session number is chosen
-LIMITED_PER_CATEGORY = 10
 SNAPSHOT_GRACE_S = 5.0
 END_HEARTBEATS_S = 2.0
-SESSION_BOUND_S = 86_400
 WRITER_SUFFIX = {Flag(0): "", Flag.REPLAY: ".replay", Flag.SIM: ".sim"}
+
+T = TypeVar("T")
 
 
 class UsageError(Exception):
@@ -68,36 +70,6 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     exit_at_end: bool = False
 
 
-def select(
-    instruments: Iterable[Instrument],
-    market: Market,
-    settings: VenueSettings,
-    globs: Sequence[str],
-    *,
-    limited: bool,
-) -> list[Instrument]:
-    """Return the active instruments that the settings choose, in the venue's order.
-
-    globs    over the venue's text
-    limited  at most 10 a category
-    """
-    chosen = []
-    taken: dict[str, int] = defaultdict(int)
-    for instrument in instruments:
-        category = market.category(instrument)
-        if (
-            instrument.status != InstrumentStatus.ACTIVE
-            or (settings.categories and category not in settings.categories)
-            or not any(fnmatch.fnmatchcase(instrument.symbol, glob) for glob in globs)
-            or any(fnmatch.fnmatchcase(instrument.symbol, glob) for glob in settings.exclude)
-            or (limited and taken[category] >= LIMITED_PER_CATEGORY)
-        ):
-            continue
-        taken[category] += 1
-        chosen.append(instrument)
-    return chosen
-
-
 async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> int:
     """Feed until told to stop, or to the end of the recording. Return the exit code.
 
@@ -108,47 +80,51 @@ async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> i
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
-    feeder = Feeder(options, environ, defaults, stop)
-    working = asyncio.create_task(feeder.run())
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if not working.done() and not feeder.stops_itself:
-        working.cancel()
+    feeder = Feeder(options, environ, defaults)
     try:
-        await working
-    except asyncio.CancelledError:
-        if not stop.is_set():
-            raise
+        async with AsyncExitStack() as stack:
+            session = await _until(stop, feeder.open(stack))
+            if session is not None:
+                try:
+                    await _until(stop, session.feed())
+                finally:
+                    await session.end()
     except StandInError as error:
         log.error("stand_in_failed", error=str(error))
         return error.exit_code
-    except TapeError as error:
-        log.error("tape_refused", error=str(error))
+    except (TapeError, RegistryError, MulticastError) as error:
+        log.error("start_refused", error=str(error))
         return 1
-    finally:
-        await feeder.close()
     return 0
 
 
+async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
+    """Return what `work` returns, or None if a stop is asked for first; the work is then cancelled."""
+    working = asyncio.create_task(work)
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if working.done():
+        return working.result()
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+    return None
+
+
 class Feeder:
-    """One venue's daemon, put together step by step.
+    """One venue's daemon before it has a session. Raises ConfigError and UsageError."""
 
-    stops_itself  a session is open: it has to be ended in order, so a stop is heeded by `run` itself
-    """
-
-    def __init__(self, options: Options, environ: Mapping[str, str], defaults: Path, stop: asyncio.Event) -> None:
+    def __init__(self, options: Options, environ: Mapping[str, str], defaults: Path) -> None:
         if options.venue not in MARKETS:
             raise UsageError(f"venue: {options.venue!r}, expected one of {', '.join(MARKETS)}")
         if (options.ws is None) != (options.rest is None):
             raise UsageError("--ws and --rest: one without the other, expected both or none")
         if options.replay and options.ws:
             raise UsageError("--replay with --ws: expected a recording or another endpoint, not both")
-        kind = "stock" if VENUES[options.venue].stocks else "crypto"
-        self.stops_itself = False
+        self._venue = VENUES[options.venue]
+        kind = "stock" if self._venue.stocks else "crypto"
         self._options = options
         self._environ = environ
-        self._stop = stop
         self._wire = load(Multicast, "multicast", folder=options.config, environ=environ, defaults=defaults)
         self._settings = load(
             VenueSettings,
@@ -157,31 +133,25 @@ class Feeder:
             environ=environ,
             defaults=defaults,
         )
-        self._venue: Venue = VENUES[options.venue]
-        self._market_name(options.market)
-        self._stand_in: StandIn | None = None
-        self._rest: Rest | None = None
-        self._publisher: Publisher | None = None
-        self._runner: Runner | None = None
+        self._market(options.market)
 
-    def _market_name(self, name: str | None) -> str:
-        """Return the market to feed. Raises UsageError if there is none of that name."""
+    def _market(self, name: str | None) -> Market:
+        """Return the market of that name, the first one configured for None. Raises UsageError."""
         known = MARKETS[self._venue.name]
         name = name or next(iter(self._settings.market))
         if name not in known:
             raise UsageError(f"market: {name!r}, expected one of {', '.join(known)} at {self._venue.name}")
-        return name
+        return known[name]
 
-    # ---------------------------------------------------------------- the way
-
-    async def run(self) -> None:
-        """Open a session, feed it, end it."""
-        options, wire = self._options, self._wire
+    async def open(self, stack: AsyncExitStack) -> "Session":
+        """Find the venue, choose a session number and begin the session; `stack` gives everything back."""
+        options = self._options
         warm_up()
         ready: Ready | None = None
+        stand_in: StandIn | None = None
         ws_url, rest_url = options.ws, options.rest
         if options.replay:
-            self._stand_in = await StandIn.start(
+            stand_in = await StandIn.start(
                 options.replay,
                 market=options.market,
                 speed=options.speed,
@@ -189,199 +159,189 @@ class Feeder:
                 faults=options.faults,
                 at_end="close" if options.exit_at_end else "idle",
             )
-            ready = self._stand_in.ready
+            stack.push_async_callback(stand_in.stop)
+            ready = stand_in.ready
             ws_url, rest_url = ready.ws, ready.rest
             if ready.venue != self._venue.name:
                 raise UsageError(f"--replay: a recording of {ready.venue}, expected {self._venue.name}")
-        name = self._market_name(ready.market if ready else options.market)
-        market = MARKETS[self._venue.name][name]
+        market = self._market(ready.market if ready else options.market)
         foreign = ws_url is not None
         if ws_url is None or rest_url is None:
-            if name not in self._settings.market:
-                raise UsageError(f"market: {name!r} has no table [market.{name}] in the configuration")
-            ws_url, rest_url = self._settings.market[name].ws_url, self._settings.market[name].rest_url
+            if market.name not in self._settings.market:
+                raise UsageError(f"market: no table [market.{market.name}] in the configuration")
+            urls = self._settings.market[market.name]
+            ws_url, rest_url = urls.ws_url, urls.rest_url
         shared = Shared()
-        self._rest = await Rest(rest_url, market.limits, shared.counters).__aenter__()
-        marks, answer = Flag(0), None
+        rest = await stack.enter_async_context(Rest(rest_url, market.limits, shared.counters))
+        feed = Feed(market, rest, ws_url, shared)
+        marks, listed = Flag(0), None
         if foreign:
-            answer = await self._instrument_list(market)
-            replayed = SOURCE_HEADER.lower() in answer.headers
+            listed = await instrument_list(feed)
+            replayed = SOURCE_HEADER.lower() in listed.headers
             marks = Flag.REPLAY if replayed else Flag.SIM
             if replayed and ready is None:
-                ready = msgspec.json.decode((await self._rest.get("/_tapecast/ready")).body, type=Ready)
-        await self._open_session(marks)
-        assert self._publisher is not None
-        paced = wire.replay_frames_per_s if marks else 0
-        runner = self._runner = Runner(self._publisher, paced=paced, ends_with_recording=options.exit_at_end)
+                ready = msgspec.json.decode((await rest.get("/_tapecast/ready")).body, type=Ready)
+        publisher = stack.enter_context(closing(await self._begin(marks)))
+        paced = self._wire.replay_frames_per_s if marks else 0
+        runner = Runner(publisher, paced=paced, ends_with_recording=options.exit_at_end)
         runner.begin()
-        self.stops_itself = True
-        await self._until_stopped(self._feed(Feed(market, self._rest, ws_url, shared), ready, answer))
-        await self._end()
+        limited = options.limited or self._environ.get("LIMITED_MODE", "").lower() == "true"
+        globs = options.symbols or (("*",) if foreign else self._settings.symbols)
+        registry = SymbolRegistry(state_folder(self._environ) / "symbols", self._venue)
+        wanted = Wanted(self._settings, globs, limited, registry)
+        return Session(publisher, runner, feed, wanted, stand_in, ready, listed)
 
-    async def _feed(self, feed: Feed, ready: Ready | None, answer: Answer | None) -> None:
-        runner, publisher = self._runner, self._publisher
-        assert runner is not None
-        assert publisher is not None
-        if answer is None:
-            answer = await self._instrument_list(feed.market)
-        foreign = bool(publisher.marks)
-        instruments = self._register(feed.market, answer.body, foreign=foreign, ready=ready)
-        runner.instruments += instruments
-        publisher.define(instruments)
-        offered = ready.streams if ready else None
-        plans = feed.market.plans(instruments, self._settings, offered)
-        log.info("feeding", instruments=len(instruments), links=len(plans), source=_source(publisher.marks))
-        runner.connect(feed, plans)
-        gc.collect()
-        gc.freeze()
-        gc.disable()
-        if ready is not None:
-            while not (runner.subscribed or self._recording_over(runner)):
-                await asyncio.sleep(0.01)
-            await feed.rest.post("/_tapecast/start")
-        while not self._recording_over(runner):
-            await asyncio.sleep(0.05)
-
-    def _recording_over(self, runner: Runner) -> bool:
-        if not self._options.exit_at_end:
-            return False
-        done = self._stand_in is not None and self._stand_in.done.is_set()
-        return all(link.ended or (done and not link.connected) for link in runner.links)
-
-    async def _until_stopped(self, work: "asyncio.Future[None] | object") -> None:
-        """Do the work until it is done or a stop is asked for."""
-        working = asyncio.ensure_future(work)  # type: ignore[arg-type]
-        stopping = asyncio.ensure_future(self._stop.wait())
-        await asyncio.wait((working, stopping), return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
-        if not working.done():
-            working.cancel()
-        try:
-            await working
-        except asyncio.CancelledError:
-            if not self._stop.is_set():
-                raise
-
-    async def _end(self) -> None:
-        """Publish what was received, then the end of the session."""
-        assert self._runner is not None
-        assert self._publisher is not None
-        deadline_ns = time.monotonic_ns() + int(SNAPSHOT_GRACE_S * 1e9)
-        while self._options.exit_at_end and self._runner.syncing and time.monotonic_ns() < deadline_ns:
-            await asyncio.sleep(0.01)
-        self._runner.report(time.time_ns())
-        await self._runner.stop()
-        self._publisher.end(EndReason.PLANNED)
-        log.info("session_ended", session=self._publisher.session_id, frames=self._publisher.frames)
-        await asyncio.sleep(END_HEARTBEATS_S)
-        self._runner.still()
-
-    async def close(self) -> None:
-        """Give everything back."""
-        if self._publisher is not None:
-            self._publisher.close()
-        if self._rest is not None:
-            await self._rest.__aexit__(None, None, None)
-        if self._stand_in is not None:
-            await self._stand_in.stop()
-
-    # ---------------------------------------------------------------- steps
-
-    async def _instrument_list(self, market: Market) -> Answer:
-        """Ask until the venue answers; say so once a step of the back-off."""
-        assert self._rest is not None
-        request = market.instruments_request()
-        backoff = Backoff(market.limits.backoff_base_s, market.limits.backoff_cap_s)
-        while True:
-            try:
-                answer = await self._rest.get(request.path, request.weight)
-                if answer.status == 200:
-                    return answer
-                problem = f"HTTP {answer.status}"
-            except (OSError, aiohttp.ClientError, TimeoutError) as error:
-                problem = f"{type(error).__name__}: {error}"
-            delay_s = backoff.next()
-            log.error(
-                "venue_unreachable",
-                venue=self._venue.name,
-                market=market.name,
-                url=self._rest.url + request.path,
-                problem=problem,
-                attempt=backoff.failures,
-                retry_s=round(delay_s, 2),
-            )
-            await asyncio.sleep(delay_s)
-
-    async def _open_session(self, marks: Flag) -> None:
+    async def _begin(self, marks: Flag) -> Publisher:
+        """Take the tape's lock, choose a session number and send SESSION_START."""
         writer = self._venue.name + WRITER_SUFFIX[marks]
         folder = TapeFolder(shm_folder(self._environ), writer)
         store = SessionStore(state_folder(self._environ) / "sessions", writer)
-        seen = await self._greatest_session_heard(marks)
+        seen = await _greatest_session_heard(self._venue, self._wire, self._settings.n_channels, marks)
         previous = store.last
-        session = store.next(seen, int(time.time()))
-        self._publisher = Publisher(
+        session = store.next(max(seen, folder.last_session), int(time.time()))
+        publisher = Publisher(
             self._venue, self._wire, self._settings.n_channels, marks, folder, session, previous
         )
-        self._publisher.start()
-        log.info("session", session=session, writer=writer, channels=list(self._publisher.channels))
+        publisher.start()
+        log.info("session", session=session, writer=writer, channels=list(publisher.channels))
+        return publisher
 
-    async def _greatest_session_heard(self, marks: Flag) -> int:
-        """Listen to our own groups: another writer's session has to be exceeded."""
-        first = self._venue.first_channel
-        groups = {
-            channel: group_address(self._wire.group_a, channel)
-            for channel in range(first, first + self._settings.n_channels)
-        }
-        port = self._wire.port_stocks if self._venue.stocks else self._wire.port_crypto
-        listener = FenceListener(groups, port, self._wire.interface, ())
-        refused = SOURCE_MARKS & ~marks
-        seen = 0
+
+async def _greatest_session_heard(venue: Venue, wire: Multicast, n_channels: int, marks: Flag) -> int:
+    """Listen to our own groups: another writer's session has to be exceeded. 0 if nobody is heard."""
+    channels = range(venue.first_channel, venue.first_channel + n_channels)
+    groups = {channel: group_address(wire.group_a, channel) for channel in channels}
+    port = wire.port_stocks if venue.stocks else wire.port_crypto
+    refused = SOURCE_MARKS & ~marks
+    seen = 0
+    with closing(FenceListener(groups, port, wire.interface, ())) as listener:
+        await asyncio.sleep(LISTEN_S)
+        for channel, datagram, _ in listener.receive(limit=10_000, timeout_s=0.0):
+            if is_text(datagram):
+                continue
+            try:
+                header = walk(datagram, channel=channel)[0].header
+            except FrameError:
+                continue
+            if not header.flags & refused and header.session_id <= int(time.time()) + SESSION_BOUND_S:
+                seen = max(seen, header.session_id)
+    return seen
+
+
+async def instrument_list(feed: Feed) -> Answer:
+    """Ask the venue until it answers; say so once a step of the back-off."""
+    market = feed.market
+    request = market.instruments_request()
+    backoff = Backoff(market.limits.backoff_base_s, market.limits.backoff_cap_s)
+    while True:
         try:
-            await asyncio.sleep(LISTEN_S)
-            bound = int(time.time()) + SESSION_BOUND_S
-            for channel, datagram, _ in listener.receive(limit=10_000, timeout_s=0.0):
-                if is_text(datagram):
-                    continue
-                try:
-                    header = walk(datagram, channel=channel)[0].header
-                except FrameError:
-                    continue
-                if not header.flags & refused and header.session_id <= bound:
-                    seen = max(seen, header.session_id)
-        finally:
-            listener.close()
-        return seen
+            answer = await feed.rest.get(request.path, request.weight)
+            if answer.status == 200:
+                return answer
+            problem = f"HTTP {answer.status}"
+        except (OSError, aiohttp.ClientError, TimeoutError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        delay_s = backoff.next()
+        log.error(
+            "venue_unreachable",
+            venue=market.venue.name,
+            market=market.name,
+            url=feed.rest.url + request.path,
+            problem=problem,
+            attempt=backoff.failures,
+            retry_s=round(delay_s, 2),
+        )
+        await asyncio.sleep(delay_s)
 
-    def _register(
-        self, market: Market, body: bytes, *, foreign: bool, ready: Ready | None
-    ) -> list[Instrument]:
-        """Choose instruments and give them their durable numbers and channels."""
-        globs = self._options.symbols or (("*",) if foreign else self._settings.symbols)
-        limited = self._options.limited or self._environ.get("LIMITED_MODE", "").lower() == "true"
+
+class Wanted:
+    """What to take of a venue's list, and the numbers to give it.
+
+    globs    over the venue's text
+    limited  at most 10 a category
+    """
+
+    def __init__(
+        self, settings: VenueSettings, globs: tuple[str, ...], limited: bool, registry: SymbolRegistry
+    ) -> None:
+        self.settings = settings
+        self._globs = globs
+        self._limited = limited
+        self._registry = registry
+
+    def of(self, market: Market, body: bytes) -> list[Instrument]:
+        """Return the instruments to feed from a venue's answer. Raises UsageError if there is none."""
         listed = market.instruments(body)
-        chosen = select(listed, market, self._settings, globs, limited=limited)
-        for glob in globs:
-            if not any(fnmatch.fnmatchcase(instrument.symbol, glob) for instrument in chosen):
-                log.error("unknown_symbol", symbol=glob, venue=self._venue.name, market=market.name)
+        chosen = select(listed, market, self.settings, self._globs, limited=self._limited)
+        for glob in unmatched(chosen, self._globs):
+            log.error("unknown_symbol", symbol=glob, venue=market.venue.name, market=market.name)
         if not chosen:
             raise UsageError(
-                f"symbols: none of the {len(listed)} instruments of {self._venue.name} {market.name} is active "
-                f"and fits {', '.join(globs)}; `tapecast listen` shows their names once some are fed"
+                f"symbols: none of the {len(listed)} instruments of {market.venue.name} {market.name} is "
+                f"active and fits {', '.join(self._globs)}"
             )
-        registry = SymbolRegistry(state_folder(self._environ) / "symbols", self._venue)
-        numbers = registry.symbol_ids((instrument.kind, instrument.symbol) for instrument in chosen)
-        return [
-            msgspec.structs.replace(
-                instrument,
-                symbol_id=number,
-                channel=partition(self._venue, instrument.kind, instrument.symbol, self._settings.n_channels),
-            )
-            for instrument, number in zip(chosen, numbers, strict=True)
-        ]
+        return numbered(chosen, self._registry, self.settings.n_channels)
 
 
-def _source(marks: Flag) -> str:
-    return marks.name or "LIVE" if marks else "LIVE"
+class Session:
+    """A session that is open: feed it, then end it."""
 
+    def __init__(
+        self,
+        publisher: Publisher,
+        runner: Runner,
+        feed: Feed,
+        wanted: Wanted,
+        stand_in: StandIn | None,
+        ready: Ready | None,
+        listed: Answer | None,
+    ) -> None:
+        self._publisher = publisher
+        self._runner = runner
+        self._feed = feed
+        self._wanted = wanted
+        self._stand_in = stand_in
+        self._ready = ready
+        self._listed = listed
 
-__all__ = ["ConfigError", "Options", "UsageError", "run", "select"]
+    async def feed(self) -> None:
+        """Define the instruments, connect, and stay until the recording is over, or for ever."""
+        runner, feed, ready = self._runner, self._feed, self._ready
+        listed = self._listed or await instrument_list(feed)
+        instruments = self._wanted.of(feed.market, listed.body)
+        runner.instruments += instruments
+        self._publisher.define(instruments)
+        plans = feed.market.plans(instruments, self._wanted.settings, ready.streams if ready else None)
+        source = self._publisher.marks.name if self._publisher.marks else "LIVE"
+        log.info("feeding", instruments=len(instruments), links=len(plans), source=source)
+        runner.connect(feed, plans)
+        gc.collect()
+        gc.freeze()
+        gc.disable()  # the runner collects when it is idle
+        if ready is not None:
+            while not (runner.subscribed or self._over):
+                await asyncio.sleep(0.01)
+            await feed.rest.post("/_tapecast/start")
+        while not self._over:
+            await asyncio.sleep(0.05)
+
+    @property
+    def _over(self) -> bool:
+        """Return whether the recording is over and all of it was read."""
+        if not self._runner.ends_with_recording:
+            return False
+        done = self._stand_in is not None and self._stand_in.done.is_set()
+        return all(link.ended or (done and not link.connected) for link in self._runner.links)
+
+    async def end(self) -> None:
+        """Publish what was received, then the end of the session, and beat it for two seconds."""
+        runner, publisher = self._runner, self._publisher
+        deadline_ns = time.monotonic_ns() + int(SNAPSHOT_GRACE_S * 1e9)
+        while runner.ends_with_recording and runner.syncing and time.monotonic_ns() < deadline_ns:
+            await asyncio.sleep(0.01)
+        runner.report(time.time_ns())
+        await runner.stop()
+        publisher.end(EndReason.PLANNED)
+        log.info("session_ended", session=publisher.session_id, frames=publisher.frames)
+        await asyncio.sleep(END_HEARTBEATS_S)
+        runner.still()

@@ -26,7 +26,7 @@ from udp_protocol.tape_writer import TapeFolder, TapeWriter
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
 HEARTBEAT_MS = 100
-#: waits that bring a channel's heartbeats 5, 20 and 100 ms after its last frame, and every 100 ms from then on
+#: waits that bring heartbeats 5, 20 and 100 ms after a channel's last frame, then every 100 ms
 BEAT_WAITS_NS = (5 * NS_PER_MS, 15 * NS_PER_MS, 80 * NS_PER_MS, HEARTBEAT_MS * NS_PER_MS)
 CLOCK_STEP_NS = NS_PER_MS
 CLOCK_UNSYNC_NS = 10 * NS_PER_S
@@ -75,7 +75,10 @@ class Publisher:
         writer["next_seq"][:] = 1
         self.latency = Histogram(writer["latency"])
         self._tape: TapeWriter | None = folder.open_session(
-            session_id, venue_id=venue.venue_id, first_channel=venue.first_channel, max_bytes=wire.tape.max_bytes
+            session_id,
+            venue_id=venue.venue_id,
+            first_channel=venue.first_channel,
+            max_bytes=wire.tape.max_bytes,
         )
         self._private = np.empty(0, np.uint8)  # stands in for the tape while there is no room
         self._take_segment(self._tape.segment, self._tape.view, self._tape.at)
@@ -94,7 +97,7 @@ class Publisher:
         """Put everything that waits in the batch on the wire, and clear it."""
         if not batch.n_events:
             return
-        state, writer = self._state, self._state[0]
+        state = self._state
         while True:
             status = frame_batch(batch.block, state, self._segment, time.time_ns())
             self._send_outbox()
@@ -141,7 +144,7 @@ class Publisher:
             self._private = np.zeros(PRIVATE_SEGMENT_BYTES, np.uint8)
         writer["no_tape"] = 1
         self.counters["no_tape"] += 1
-        self._take_segment(self._private, memoryview(self._private).cast("B"), 0)
+        self._take_segment(self._private, self._private.data.cast("B"), 0)
 
     def _try_tape_again(self) -> None:
         writer = self._state[0]
@@ -232,7 +235,7 @@ class Publisher:
                         "underlying_id", "def_version",
                     )
                 },
-                strings=(instrument.symbol, instrument.name, instrument.base, instrument.quote, instrument.settle),
+                strings=[getattr(instrument, name) for name in ("symbol", "name", "base", "quote", "settle")],
             )  # fmt: skip
             self.batch.encoded(MsgType.INSTRUMENT_DEF, payload, count, time.time_ns(), instrument)
         self.publish(self.batch)

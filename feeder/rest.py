@@ -77,7 +77,9 @@ class Rest:
         self._limits = limits
         self._budget = WeightBudget(limits.weight_per_minute)
         self._counters = counters
-        self._queue: asyncio.PriorityQueue[tuple[int, int, Request, Callable[[Answer], None], Callable[[], bool]]]
+        self._queue: asyncio.PriorityQueue[
+            tuple[int, int, Request, Callable[[Answer], None], Callable[[], bool]]
+        ]
         self._queue = asyncio.PriorityQueue()
         self._order = itertools.count()
         self._running = 0
@@ -99,9 +101,7 @@ class Rest:
         """Return whether no call waits or runs."""
         return self._queue.empty() and not self._running
 
-    def ask(
-        self, request: Request, answered: Callable[[Answer], None], wanted: Callable[[], bool]
-    ) -> None:
+    def ask(self, request: Request, answered: Callable[[Answer], None], wanted: Callable[[], bool]) -> None:
         """Queue a call. `answered` gets what the venue finally says, unless nobody `wanted` it any more."""
         self._queue.put_nowait((request.priority, next(self._order), request, answered, wanted))
 

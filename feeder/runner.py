@@ -191,7 +191,9 @@ class Runner:
         if self._beat_timer is not None:
             self._beat_timer.cancel()
         self._beat_due_ns = due_ns
-        self._beat_timer = self._loop.call_later(max(0.0, (due_ns - time.monotonic_ns()) / NS_PER_S), self._beat)
+        self._beat_timer = self._loop.call_later(
+            max(0.0, (due_ns - time.monotonic_ns()) / NS_PER_S), self._beat
+        )
 
     # ---------------------------------------------------------------- each second
 
@@ -238,12 +240,15 @@ class Runner:
             drops = self._publisher.counters["send_drop"]
             lines.append(
                 format_line(
-                    Exchange(name, MarketKind(kind).word, {"symbols": symbols, **counts, "drops": drops}, now_ns)
+                    Exchange(
+                        name, MarketKind(kind).word, {"symbols": symbols, **counts, "drops": drops}, now_ns
+                    )
                 )
             )
         latency = self._publisher.latency
         if latency.n:
-            lines.append(format_line(Lat(name, "recv_to_send", latency.n, *latency.quantiles(0.5, 0.99, 0.999, 1.0), now_ns)))
+            p50, p99, p999, top = latency.quantiles(0.5, 0.99, 0.999, 1.0)
+            lines.append(format_line(Lat(name, "recv_to_send", latency.n, p50, p99, p999, top, now_ns)))
             latency.reset()
         alerts, self.batch.alerts = self.batch.alerts, []
         for level, keyword, field in alerts:

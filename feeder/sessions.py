@@ -1,4 +1,4 @@
-"""Session numbers: strictly increasing over restarts, durable before the first send. Source: SPEC.md section 6."""
+"""Session numbers: increasing over restarts, durable before the first send. Source: SPEC.md, section 6."""
 
 import os
 from pathlib import Path
@@ -21,8 +21,8 @@ class SessionStore:
         text = self._path.read_text().strip()
         if not text.isascii() or not text.isdigit():
             raise ValueError(
-                f"{self._path}: {text[:40]!r}, expected the last session number; if no feeder of this name ran "
-                "in the last day, remove the file"
+                f"{self._path}: {text[:40]!r}, expected the last session number; if no feeder of "
+                "this name ran in the last day, remove the file"
             )
         return int(text)
 

@@ -58,13 +58,23 @@ class StandIn:
         at_end: str,
     ) -> "StandIn":
         """Start it and wait for its first line. Raises StandInError."""
-        command = [sys.executable, "-m", "tapecast", "replay", *map(str, paths), "--speed", speed, "--at-end", at_end]
+        command = [
+            sys.executable,
+            "-m",
+            "tapecast",
+            "replay",
+            *map(str, paths),
+            "--speed",
+            speed,
+            "--at-end",
+            at_end,
+        ]
         for flag, value in (("--market", market), ("--alias", alias or None), ("--faults", faults)):
             if value is not None:
                 command += [flag, str(value)]
         process = await asyncio.create_subprocess_exec(
-            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, preexec_fn=_die_with_parent,
-            limit=16 * 2**20,
+            *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
+            preexec_fn=_die_with_parent, limit=16 * 2**20,
         )  # fmt: skip
         assert process.stdout is not None
         try:

@@ -10,10 +10,10 @@ from market_types.venues import VENUES
 
 
 def warm_up() -> None:
-    """Send one event of each kind through the very kernels that will send the market's, into private memory."""
+    """Send one event of each kind through the kernels that will send the market's, into private memory."""
     instrument = Instrument(
-        venue=VENUES["binance"], symbol_id=1, channel=2, kind=MarketKind.SPOT, symbol="", name="", base="", quote="",
-        settle="", px_exp=0, qty_exp=0, tick_size=1, lot_size=1, min_qty=1,
+        venue=VENUES["binance"], symbol_id=1, channel=2, kind=MarketKind.SPOT, symbol="", name="", base="",
+        quote="", settle="", px_exp=0, qty_exp=0, tick_size=1, lot_size=1, min_qty=1,
     )  # fmt: skip
     state = np.zeros(1, WRITER)
     writer = state[0]

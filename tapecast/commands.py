@@ -19,6 +19,7 @@ from tapecast.warmth import warm_up
 from tapecast.wire import Wire, allowed, venues_of
 
 POLL_S = 0.05
+NO_SESSION = "is a feeder running, on the same group and port?"
 
 
 class WireOptions(msgspec.Struct, frozen=True, kw_only=True):
@@ -89,7 +90,7 @@ def join(options: WireOptions) -> Wire:
 
 
 def _rcvbuf_line(got: int, wanted: int) -> str:
-    line = f"receive buffer: {got / 2**20:.0f} MiB a group (asked for {wanted / 2**20:.0f}, Linux doubles it)"
+    line = f"receive buffer: {got / 2**20:.1f} MiB a group, of {wanted / 2**20:.1f} asked for"
     if got < wanted:
         line += f"; a burst may be lost: raise it with  sysctl -w net.core.rmem_max={wanted}"
     return line
@@ -115,7 +116,7 @@ def books(options: WireOptions, n_levels: int, *, as_json: bool) -> int:
         sys.stdout.flush()
         _say_troubles(wire, folding.lost)
         if watch.nothing_came:
-            _say(f"no session came within {options.wait_s:g} s: is a feeder running, on the same group and port?")
+            _say(f"no session came within {options.wait_s:g} s: {NO_SESSION}")
             return 1
         if invalid:
             _say(f"{invalid} of {len(chosen)} books are invalid")
@@ -150,7 +151,7 @@ def listen(options: WireOptions, types: Sequence[str], count: int | None, *, as_
                 _print_entries(found, as_json=as_json)
         _say_troubles(wire.wire, lost)
         if watch.nothing_came:
-            _say(f"no session came within {options.wait_s:g} s: is a feeder running, on the same group and port?")
+            _say(f"no session came within {options.wait_s:g} s: {NO_SESSION}")
             return 1
         return 1 if wire.stats.get("lost") else 0
 

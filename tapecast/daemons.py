@@ -1,11 +1,14 @@
-"""From the words of the command line to the rooms: errors of usage and configuration end here, with code 2."""
+"""From the words of the command line to the rooms; errors of usage and configuration end here, code 2."""
 
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from feeder.main import Options
+    from tapecast.commands import WireOptions
 
 
 def guarded(work: Callable[[], int]) -> int:
@@ -25,39 +28,47 @@ def guarded(work: Callable[[], int]) -> int:
         return 0
 
 
-def run_feeder(**words: Any) -> int:
+def run_feeder(options: "Options") -> int:
     """Run `tapecast feeder`."""
     import uvloop
 
-    from feeder.main import Options, run
     from feeder.main import UsageError as FeederUsageError
+    from feeder.main import run
     from tapecast.defaults_folder import DEFAULTS
-    from tapecast.logs import set_up
     from tapecast.errors import UsageError
+    from tapecast.logs import set_up
 
     set_up(os.environ)
 
     def work() -> int:
         try:
-            return uvloop.run(run(Options(**words), os.environ, DEFAULTS))
+            return uvloop.run(run(options, os.environ, DEFAULTS))
         except FeederUsageError as error:
             raise UsageError(str(error)) from error
 
     return guarded(work)
 
 
-def run_replay(paths: Sequence[Path], **words: Any) -> int:
+def run_replay(
+    paths: Sequence[Path],
+    *,
+    market: str | None,
+    speed: str,
+    alias: int,
+    loop: bool,
+    faults: Path | None,
+    at_end: str,
+) -> int:
     """Run `tapecast replay`."""
     from replay.main import main as stand_in
     from tapecast.errors import UsageError
 
     def work() -> int:
-        speed = _speed(words.pop("speed"))
-        if words["at_end"] not in ("idle", "close"):
-            raise UsageError(f"--at-end: {words['at_end']!r}, expected idle or close")
         if not paths:
             raise UsageError("replay: no path, expected the files of one capture or its folder")
-        return stand_in(paths, speed=speed, **words)
+        return stand_in(
+            paths, market=market, speed=_speed(speed), alias=alias, loop=loop, faults=faults, at_end=at_end
+        )
 
     return guarded(work)
 
@@ -77,15 +88,15 @@ def _speed(text: str) -> float:
     return speed
 
 
-def run_listen(*, types: Sequence[str], count: int | None, as_json: bool, **words: Any) -> int:
+def run_listen(options: "WireOptions", types: Sequence[str], count: int | None, *, as_json: bool) -> int:
     """Run `tapecast listen`."""
-    from tapecast.commands import WireOptions, listen
+    from tapecast.commands import listen
 
-    return guarded(lambda: listen(WireOptions(**words), types, count, as_json=as_json))
+    return guarded(lambda: listen(options, types, count, as_json=as_json))
 
 
-def run_books(levels: int, *, as_json: bool, **words: Any) -> int:
+def run_books(options: "WireOptions", levels: int, *, as_json: bool) -> int:
     """Run `tapecast books`."""
-    from tapecast.commands import WireOptions, books
+    from tapecast.commands import books
 
-    return guarded(lambda: books(WireOptions(**words), levels, as_json=as_json))
+    return guarded(lambda: books(options, levels, as_json=as_json))

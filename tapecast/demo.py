@@ -22,16 +22,17 @@ from typing import Any
 
 import orjson
 
+from feeder.warmth import warm_up as warm_up_feeder
 from market_types.configuration import load
 from market_types.enums import Flag, MsgType
 from market_types.venues import VENUES
 from tapecast.checking import BboCheck
 from tapecast.daemons import guarded
 from tapecast.defaults_folder import DEFAULTS
+from tapecast.errors import UsageError
 from tapecast.folding import Folding
 from tapecast.view import DemoView, Numbers
 from tapecast.warmth import warm_up
-from tapecast.errors import UsageError
 from tapecast.wire import Wire
 from udp_protocol.frame import Frame, FrameError
 from udp_protocol.payloads import decode
@@ -63,7 +64,7 @@ def run_demo(*, seconds: float | None, as_json: bool, source: str, paths: Sequen
 def live_answers() -> str:
     """Return "" if the venue answers from here, else why not."""
     try:
-        with urllib.request.urlopen(LIVE_PROBE, timeout=LIVE_PROBE_S) as answer:  # noqa: S310  (a constant)
+        with urllib.request.urlopen(LIVE_PROBE, timeout=LIVE_PROBE_S) as answer:
             return "" if answer.status == 200 else f"HTTP {answer.status}"
     except (OSError, urllib.error.URLError) as error:
         return str(getattr(error, "reason", error))
@@ -140,6 +141,7 @@ class Demo:
         environ.pop("TAPECAST_LOG", None)
         words = ["--replay", *map(str, recording), "--exit-at-end"] if recording else []
         warm_up()
+        warm_up_feeder()  # here, so that the wait for the first frame is not a wait for the compiler
         settings = load(Multicast, "multicast", folder=None, environ=environ, defaults=DEFAULTS)
         allow = Flag.REPLAY if recording else Flag(0)
         log = folder / "feeder.log"
@@ -149,13 +151,14 @@ class Demo:
         ):
             feeder = subprocess.Popen(  # noqa: S603  (our own command)
                 [sys.executable, "-m", "tapecast", "feeder", VENUE, *words],
-                env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, preexec_fn=_die_with_parent,
+                env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+                preexec_fn=_die_with_parent,  # noqa: PLW1509  (this process has one thread)
             )  # fmt: skip
             try:
                 first_ns, came = self._watch(wire, feeder, replayed=bool(recording))
+                elapsed_s = (time.monotonic_ns() - first_ns) / 1e9
             finally:
                 _end(feeder)
-        elapsed_s = (time.monotonic_ns() - first_ns) / 1e9 if came else 0.0
         if not came:
             _say(f"DEMO: no frame within {FIRST_FRAME_S:g} s; the feeder said:\n{_tail(log)}")
         return self._report(elapsed_s, replayed=bool(recording), came=came)
@@ -212,7 +215,9 @@ class Demo:
         messages = int(self._numbers.status.msgs_in) if self._numbers.status is not None else 0
         wrong = self._check.agreed < AGREED_SHARE * self._check.checked
         latency = {
-            name: dict(zip(("p50", "p99", "p999", "max"), histogram.quantiles(0.5, 0.99, 0.999, 1.0), strict=True))
+            name: dict(
+                zip(("p50", "p99", "p999", "max"), histogram.quantiles(0.5, 0.99, 0.999, 1.0), strict=True)
+            )
             for name, histogram in (
                 ("recv_to_send", folding.recv_to_send),
                 ("send_to_book", folding.send_to_book),
@@ -235,17 +240,22 @@ class Demo:
         }
         if self._as_json:
             print(orjson.dumps(report).decode(), flush=True)
-        ok = came and instruments and valid == len(instruments) and not wrong and not crossed and not folding.lost
+        ok = (
+            came
+            and instruments
+            and valid == len(instruments)
+            and not wrong
+            and not crossed
+            and not folding.lost
+        )
+        equal = f"equal to the venue's own {self._check.agreed} of {self._check.checked} times"
         if not ok:
             _say(
-                f"DEMO: FAILED: {valid} of {len(instruments)} books valid, {crossed} crossed, {folding.lost} frames "
-                f"lost, best bid and offer equal to the venue's {self._check.agreed} of {self._check.checked} times"
+                f"DEMO: FAILED: {valid} of {len(instruments)} books valid, {crossed} crossed, "
+                f"{folding.lost} frames lost, best bid and offer {equal}"
             )
         elif not self._as_json:
-            _say(
-                f"DEMO: {valid} of {len(instruments)} books valid, nothing lost, best bid and offer equal to the "
-                f"venue's own {self._check.agreed} of {self._check.checked} times"
-            )
+            _say(f"DEMO: {valid} of {len(instruments)} books valid, nothing lost, best bid and offer {equal}")
         return 0 if ok else 1
 
     def _stop(self, *_: object) -> None:

@@ -18,9 +18,9 @@ from udp_protocol.frame import Frame, Header
 from udp_protocol.payloads import Payload, decode
 from udp_protocol.sequencing import Lost
 
-_AGGRESSORS = {Aggressor.UNKNOWN: "unknown", Aggressor.BUY: "buy", Aggressor.SELL: "sell"}
-_SIDES = {BookSide.BID: "bid", BookSide.ASK: "ask"}
-_ACTIONS = {Action.SET: "set", Action.DELETE: "delete"}
+_AGGRESSORS: dict[int, str] = {Aggressor.UNKNOWN: "unknown", Aggressor.BUY: "buy", Aggressor.SELL: "sell"}
+_SIDES: dict[int, str] = {BookSide.BID: "bid", BookSide.ASK: "ask"}
+_ACTIONS: dict[int, str] = {Action.SET: "set", Action.DELETE: "delete"}
 
 #: the words of `type`, by message type
 TYPES = {
@@ -45,7 +45,7 @@ class Entry(dict[str, Any]):
 
     __slots__ = ()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  (an entry holds what its type has)
         try:
             return self[name]
         except KeyError:
@@ -86,13 +86,8 @@ class Directory:
         """Take an INSTRUMENT_DEF."""
         root, strings = payload.root, payload.strings
         venue = VENUES[VENUE_NAMES[header.venue_id]]
-        instrument = Instrument(
-            venue=venue,
-            symbol_id=header.symbol_id,
-            channel=header.channel_id,
-            **{name: strings[name] for name in ("symbol", "name", "base", "quote", "settle")},
-            **{name: int(getattr(root, name)) for name in _DEFINITION},
-        )
+        fields: dict[str, Any] = strings | {name: getattr(root, name) for name in _DEFINITION}
+        instrument = Instrument(venue=venue, symbol_id=header.symbol_id, channel=header.channel_id, **fields)
         self.instruments[header.symbol_id] = instrument
         return instrument
 
@@ -233,7 +228,10 @@ def _orders(base: Entry, _: Header, payload: Payload) -> Iterator[Entry]:
         entry = Entry(base)
         entry["model_id"], entry["order_id"] = int(payload.root.model_id), int(row["order_id"])
         entry["event"], entry["side"] = int(row["event"]), _SIDES.get(int(row["side"]), "unknown")
-        entry["px"], entry["qty"] = to_decimal(int(row["price"]), px_exp), to_decimal(int(row["qty"]), qty_exp)
+        entry["px"], entry["qty"] = (
+            to_decimal(int(row["price"]), px_exp),
+            to_decimal(int(row["qty"]), qty_exp),
+        )
         entry["confidence"], entry["queue_pos"] = int(row["confidence"]), int(row["queue_pos"])
         yield entry
 

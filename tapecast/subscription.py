@@ -22,7 +22,7 @@ _TYPE_WORDS = {*TYPES.values(), "lost"}
 
 
 class Subscription:
-    """Entries from the wire, in order a channel. Iterate it, plainly or with `async for`; close it, or use `with`.
+    """Entries from the wire, in order a channel: iterate it, also with `async for`; close it or use `with`.
 
     books  the L2 books of the instruments, by the venue's symbol
     gaps   the last entries of type gap and lost
@@ -50,7 +50,9 @@ class Subscription:
         self._counts: Counter[str] = Counter()
         unknown = sorted(self._types - _TYPE_WORDS)
         if unknown:
-            raise UsageError(f"--types: {', '.join(unknown)}, expected some of {', '.join(sorted(_TYPE_WORDS))}")
+            raise UsageError(
+                f"--types: {', '.join(unknown)}, expected some of {', '.join(sorted(_TYPE_WORDS))}"
+            )
 
     @property
     def books(self) -> dict[str, Book]:

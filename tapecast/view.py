@@ -73,10 +73,18 @@ class DemoView:
 
     def draw(self) -> Panel:
         """Return the whole screen."""
-        mark = Text(" REPLAY ", style="bold black on yellow") if self._replayed else Text(" LIVE ", style="bold white on green")
+        mark = (
+            Text(" REPLAY ", style="bold black on yellow")
+            if self._replayed
+            else Text(" LIVE ", style="bold white on green")
+        )
         title = Text.assemble(mark, "  tapecast demo  ", ("binance USD-M ➜ tape ➜ multicast ➜ books", "dim"))
         return Panel(
-            Group(self._books(), self._flow()), title=title, title_align="left", border_style="cyan", padding=(0, 1)
+            Group(self._books(), self._flow()),
+            title=title,
+            title_align="left",
+            border_style="cyan",
+            padding=(0, 1),
         )
 
     def _books(self) -> Table:
@@ -97,7 +105,7 @@ class DemoView:
         book = self._folding.books[symbol_id]
         bid_px, bid_qty, ask_px, ask_qty = book.best()
         spread = ""
-        if bid_px != NULL_PRICE and ask_px != NULL_PRICE and bid_px + ask_px:
+        if NULL_PRICE not in (bid_px, ask_px) and bid_px + ask_px:
             spread = f"{(ask_px - bid_px) / ((ask_px + bid_px) / 2) * 1e4:.2f}"
         return [
             instrument.name,
@@ -122,11 +130,16 @@ class DemoView:
         gaps = folding.types[MsgType.GAP]
         state = VenueState(status.state).name.lower() if status is not None else "connecting"
         links = f"{status.connected} of {status.total} links" if status is not None else ""
-        right = Text(f"{check.agreed} of {check.checked}", style="green" if check.agreed == check.checked else "bold red")
+        right = Text(
+            f"{check.agreed} of {check.checked}",
+            style="green" if check.agreed == check.checked else "bold red",
+        )
         grid.add_row("", "", "", "")
         grid.add_row(
             Text.assemble(("venue ", "dim"), state, "  ", links),
-            Text.assemble(("frames ", "dim"), f"{folding.types.total():,}", f"  {self._frames_per_s():,.0f}/s"),
+            Text.assemble(
+                ("frames ", "dim"), f"{folding.types.total():,}", f"  {self._frames_per_s():,.0f}/s"
+            ),
             Text.assemble(("gaps ", "dim"), _warned(gaps), ("  lost ", "dim"), _warned(folding.lost)),
             Text.assemble(("best = venue's own ", "dim"), right),
         )

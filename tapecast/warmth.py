@@ -10,14 +10,16 @@ from matching_engine.books import L2Books
 from udp_protocol.frame import MAGIC, VERSION, Header
 from udp_protocol.payloads import LEVEL_ENTRY, encode
 
+N_LEVELS = 300
+
 
 def warm_up() -> None:
-    """Fold one small snapshot and one delta through the very code that will fold the wire."""
-    levels = np.zeros(1, LEVEL_ENTRY)
-    levels["price"], levels["qty"], levels["side"] = 1, 1, BookSide.BID
+    """Fold one snapshot, of more levels than a new book holds, and one delta."""
+    levels = np.zeros(N_LEVELS, LEVEL_ENTRY)
+    levels["price"], levels["qty"], levels["side"] = np.arange(N_LEVELS, 0, -1), 1, BookSide.BID
     exponents = {"px_exp": 0, "qty_exp": 0}
     delta = encode(MsgType.L2_DELTA, {**exponents, "venue_crc": 0, "prev_venue_seq": 1}, levels)
-    whole = {"snap_id": 1, "chunk_idx": 0, "chunk_cnt": 1, "n_bids": 1, "n_asks": 0}
+    whole = {"snap_id": 1, "chunk_idx": 0, "chunk_cnt": 1, "n_bids": N_LEVELS, "n_asks": 0}
     crc = {"levels_crc": crc32(levels.tobytes())}
     snapshot = encode(MsgType.L2_SNAPSHOT, {**exponents, **whole, **crc}, levels)
     books = L2Books()

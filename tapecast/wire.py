@@ -198,7 +198,9 @@ class Wire:
     def followed(self) -> list[ChannelSequencer]:
         """Return the channels that follow a session that was alive when first heard."""
         return [
-            sequencer for sequencer in self.channels.values() if sequencer.session and not sequencer.born_ended
+            sequencer
+            for sequencer in self.channels.values()
+            if sequencer.session and not sequencer.born_ended
         ]
 
     @property
@@ -214,7 +216,7 @@ class Wire:
         now_ns = time.monotonic_ns()
         if now_ns - self._ticked_ns >= TICK_NS:
             self._ticked_ns = now_ns
-            self._receiver.tick(now_ns, int(time.time()), out)
+            self._receiver.tick(now_ns, out)
         return out
 
     def close(self) -> None:

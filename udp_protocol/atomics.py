@@ -1,9 +1,10 @@
 """Loads and stores that order memory between processes: what the tape's commit rests on.
 
-numba has none, and its plain stores may be reordered. These compile to LLVM's atomic instructions, plain moves
-on x86-64. `data` must begin at a multiple of 8 in memory, as mappings and numpy's own arrays do; `at` is a
-byte offset, a multiple of the width, and lies within `data`: nothing is checked.
+numba has none, and its plain stores may be reordered. These compile to LLVM's atomic instructions, which are
+plain moves on x86-64. `data` must begin at a multiple of 8 in memory, as mappings and numpy's own arrays do;
+`at` is a byte offset, a multiple of the width, and lies within `data`: nothing is checked.
 """
+# ruff: noqa: ANN401, ARG001  (an @intrinsic is code for the compiler, whose parts have no types)
 
 from typing import Any
 
@@ -42,7 +43,8 @@ def _load(width: int) -> Any:
     @intrinsic
     def load(typing_context: Any, data: Any, at: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            pointer = _pointer(context, builder, signature.args[0], *arguments, width)
+            array, offset = arguments
+            pointer = _pointer(context, builder, signature.args[0], array, offset, width)
             narrow = builder.load_atomic(pointer, "acquire", width // 8)
             return builder.zext(narrow, ir.IntType(64)) if width < 64 else narrow
 

@@ -1,5 +1,6 @@
-"""The subscriber's half of the wire: datagrams in, frames in order out. Pure: sockets and clocks are the caller's.
+"""The subscriber's half of the wire: datagrams in, frames in order out.
 
+Pure: sockets and clocks are the caller's.
 Source: SPEC.md, sections 7 and 10.
 """
 
@@ -56,7 +57,7 @@ class Receiver:
                 return
         self.channels[channel].feed(frames, data, now_ns, wall_s, out)
 
-    def tick(self, now_ns: int, wall_s: int, out: list[Item]) -> None:
+    def tick(self, now_ns: int, out: list[Item]) -> None:
         """Let time pass: at least every 50 ms."""
         for sequencer in self.channels.values():
-            sequencer.tick(now_ns, wall_s, out)
+            sequencer.tick(now_ns, out)

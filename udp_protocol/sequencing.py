@@ -84,7 +84,9 @@ class ChannelSequencer:
     counters    shared by all channels of a receiver; names as in SPEC.md
     """
 
-    def __init__(self, channel: int, joined_ns: int, counters: Counter[str], *, from_first: bool = False) -> None:
+    def __init__(
+        self, channel: int, joined_ns: int, counters: Counter[str], *, from_first: bool = False
+    ) -> None:
         self.channel = channel
         self.session = 0
         self.expected = 0  # next number to deliver; 0 = no number known yet
@@ -154,7 +156,7 @@ class ChannelSequencer:
         if self._gaps:
             self._forget_closed_gaps()
 
-    def tick(self, now_ns: int, wall_s: int, out: list[Item]) -> None:
+    def tick(self, now_ns: int, out: list[Item]) -> None:
         """Decide what only time decides: gaps given up, sessions taken or dropped, jumps refused."""
         if self._jump is not None and now_ns - self._jump.held_ns > NS_PER_S:
             self._counters["bad_jump"] += 1
@@ -163,7 +165,7 @@ class ChannelSequencer:
         if due:
             self._give_up(due[-1], out)
         self._drop_strays(now_ns)
-        self._consider_sessions(now_ns, wall_s, out)
+        self._consider_sessions(now_ns, out)
 
     def switch(self, session: int, first: int, now_ns: int, out: list[Item]) -> None:
         """Follow `session` at once: the source itself orders the sessions, as a tape does.
@@ -313,9 +315,9 @@ class ChannelSequencer:
         else:
             pending.frames += frames
             pending.n_bytes += n_bytes
-        self._consider_sessions(now_ns, wall_s, out)
+        self._consider_sessions(now_ns, out)
 
-    def _consider_sessions(self, now_ns: int, wall_s: int, out: list[Item]) -> None:
+    def _consider_sessions(self, now_ns: int, out: list[Item]) -> None:
         for session in sorted(self._pending):
             pending = self._pending[session]
             over = self.done or now_ns - self.last_heard_ns >= SILENCE_NS

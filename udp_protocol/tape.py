@@ -1,7 +1,7 @@
 """The tape: its files, and the kernels that write and read records. Source: SPEC.md, section 9.
 
-`<base>/<writer>/<session:010>/<first record:020>.tape`, in shared memory. A segment is a header and records, each
-at a multiple of 8: `len u32, crc32 u32, datagram`. A record counts from the moment its length is stored.
+`<base>/<writer>/<session:010>/<first record:020>.tape`, in shared memory. A segment is a header and records,
+each at a multiple of 8: `len u32, crc32 u32, datagram`. A record counts from the moment its length is stored.
 
 `tape_writer` and `tape_follower` hold the two ends.
 """
@@ -100,8 +100,8 @@ def check_owner(base: Path) -> None:
     for status in (base.stat(), base.lstat()):
         if status.st_uid != os.geteuid():
             raise TapeError(
-                f"{base}: owned by user {status.st_uid}, expected {os.geteuid()}; remove it, or name another folder "
-                "by TAPECAST_SHM"
+                f"{base}: owned by user {status.st_uid}, expected {os.geteuid()}; remove it, or name another "
+                "folder by TAPECAST_SHM"
             )
 
 
@@ -118,7 +118,7 @@ def append(segment: NDArray[np.uint8], at: int, datagram: NDArray[np.uint8], sta
     target, source = (
         np.uint64(body),
         np.uint64(start),
-    )  # unsigned, never tested for < 0: 0.1 us instead of 0.16
+    )  # unsigned: not tested for < 0, a plain copy
     for byte in range(np.uint64(length)):
         segment[target + byte] = datagram[source + byte]
     for byte in range(body + length, after):

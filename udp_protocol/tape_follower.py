@@ -1,4 +1,4 @@
-"""The reading end of a tape: record by record, never blocking, never slowing the writer. Source: SPEC.md, section 9."""
+"""The reading end of a tape: never blocks, never slows the writer. Source: SPEC.md, section 9."""
 
 import mmap
 import time
@@ -30,6 +30,7 @@ from udp_protocol.tape import (
 UNKNOWN = -1
 LOOK_NS = 5_000_000  # a new session is seen that late: looking costs 10 us, polling 1
 _SCAN_RECORDS = 512
+_NO_DATA: NDArray[np.uint8] = np.frombuffer(b"", np.uint8)
 
 
 class Lapped(NamedTuple):
@@ -60,7 +61,7 @@ class TapeFollower:
         self._found = np.empty((_SCAN_RECORDS, 2), np.int64)
         self._pulse: NDArray[np.uint8] | None = None
         self._memory: mmap.mmap | None = None
-        self._data: NDArray[np.uint8]  # the same memory
+        self._data = _NO_DATA  # the same memory
         self._at = 0  # next record's position there
         self._why = BROKEN  # what `scan` said last; BROKEN = no segment to read
         self._first = 0  # first record of the segment
@@ -71,7 +72,7 @@ class TapeFollower:
         self._dead = newest if skip_dead else 0  # unless its pulse is fresh
         if newest and not from_start:
             self._enter(newest)
-            self._first = max(segments_of(session_folder(self._folder, newest))) - 1
+            self._first = max(self._segments(), default=1) - 1
             while self.poll():
                 pass
 
@@ -98,7 +99,7 @@ class TapeFollower:
     def close(self) -> None:
         """Give the memory back; what `poll` returned stays valid."""
         self._memory = self._pulse = None
-        self._data = self._found[:0, 0].view(np.uint8)
+        self._data = _NO_DATA
 
     def _read(self, memory: mmap.mmap, room: int, out: list[tuple[int, bytes]]) -> None:
         found = self._found[: min(room, _SCAN_RECORDS)]
@@ -127,13 +128,13 @@ class TapeFollower:
 
     def _open(self, first: int) -> bool:
         """Open this segment. Return whether it can be read; the writer may have removed it by now."""
+        self._first = first
         try:
             with (session_folder(self._folder, self.session) / segment_name(first)).open("rb") as file:
                 begin = file.read(SEGMENT_HEADER)
                 memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if begin else None
         except FileNotFoundError:
             return False
-        self._first = first
         header = unpack_segment_header(begin)
         if memory is None or header is None or header[0::3] != (self.session, first):
             self._why = BROKEN

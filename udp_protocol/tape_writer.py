@@ -4,6 +4,7 @@ import errno
 import fcntl
 import mmap
 import os
+import stat
 import time
 from collections import deque
 from pathlib import Path
@@ -49,20 +50,18 @@ class TapeFolder:
     """The folder of one writer, locked for as long as this object is open or the process lives.
 
     Lock it before choosing a session number: who holds it is the only writer. Makes `base`, for this user
-    alone. Raises TapeError if another process holds the lock or another user owns `base`.
+    alone. Raises TapeError if another process holds the lock, or `base` cannot be had or is not ours alone.
     """
 
     def __init__(self, base: Path, writer: str) -> None:
-        base.mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_owner(base)
-        base.chmod(0o700)
         self.path = base / writer
+        _make_private(base)
         self.path.mkdir(mode=0o700, exist_ok=True)
-        self._lock = os.open(self.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._lock = (self.path / LOCK).open("ab")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            os.close(self._lock)
+            self._lock.close()
             raise TapeError(
                 f"{self.path}: another process is writing this tape, expected to be the only one; end it, or "
                 "give this one a folder of its own by TAPECAST_SHM"
@@ -98,8 +97,8 @@ class TapeFolder:
         granted = min(max_bytes, int(free * _FREE_SHARE))
         if granted < 2 * segment_bytes:
             raise TapeError(
-                f"{self.path}: room for {granted} bytes of tape (tape.max_bytes {max_bytes}, free {free}), expected "
-                f"two segments of {segment_bytes} at least; free shared memory or raise tape.max_bytes"
+                f"{self.path}: room for {granted} bytes of tape (tape.max_bytes {max_bytes}, free {free}), "
+                f"expected two segments of {segment_bytes}; free shared memory or raise tape.max_bytes"
             )
         made = TapeWriter(self.path, held, session_id, venue_id, first_channel, granted, segment_bytes)
         made.reduced = granted < max_bytes
@@ -107,7 +106,7 @@ class TapeFolder:
 
     def close(self) -> None:
         """Give the lock back."""
-        os.close(self._lock)
+        self._lock.close()
 
     def _held(self) -> list[_Held]:
         """Return the segments of all sessions, oldest first."""
@@ -155,18 +154,15 @@ class TapeWriter:
     ) -> None:
         self.session_id = session_id
         self.max_bytes = max_bytes
-        self._writer_folder = folder
         self._folder = session_folder(folder, session_id)
         self._held = deque(held)
         self._venue_id = venue_id
         self._first_channel = first_channel
         self._segment_bytes = segment_bytes
-        self._record = 0  # none before the first segment
-        hidden = (
-            folder / f".{self._folder.name}"
-        )  # a session appears with its pulse and first segment, or not
-        hidden.mkdir(mode=0o700)
+        self._at = self._record = 0  # no segment yet
         self._make_room()
+        hidden = folder / f".{self._folder.name}"  # a session appears with pulse and first segment, or not
+        hidden.mkdir(mode=0o700)
         try:
             self._pulse = np.frombuffer(_make_file(hidden / PULSE, bytes(8), 8), np.uint8)
             memory = self._make_segment(hidden, 1)
@@ -193,11 +189,11 @@ class TapeWriter:
 
     @property
     def oldest_record(self) -> int:
-        """Return the number of the first record still held of this session; `next_record` if there is none."""
+        """Return the number of the first record still held of this session."""
         return next(segment.first_record for segment in self._held if segment.session_id == self.session_id)
 
     def append(self, datagram: bytes) -> bool:
-        """Put a datagram of 66 … 1448 bytes on the tape, rolling if need be. Return whether there was room."""
+        """Put a datagram of 66 … 1448 bytes on the tape, rolling if need be. Return False without room."""
         if not MIN_LENGTH <= len(datagram) <= MAX_LENGTH:
             raise TapeError(f"datagram: {len(datagram)} bytes, expected {MIN_LENGTH} to {MAX_LENGTH}")
         data = np.frombuffer(bytearray(datagram), np.uint8)
@@ -263,6 +259,22 @@ class TapeWriter:
         self._record = first_record
         path = self._folder / segment_name(first_record)
         self._held.append(_Held(self.session_id, first_record, path, self._segment_bytes))
+
+
+def _make_private(base: Path) -> None:
+    """Make the folder of all tapes, or take one of ours; nobody else may enter. Raises TapeError."""
+    try:
+        base.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise TapeError(
+            f"{base}: cannot be made ({error.strerror}); name another folder by TAPECAST_SHM"
+        ) from error
+    check_owner(base)
+    if base.stat().st_mode & stat.S_IWOTH:
+        raise TapeError(
+            f"{base}: every user may write there, expected a folder for tapes alone; name one by TAPECAST_SHM"
+        )
+    base.chmod(0o700)
 
 
 def _make_file(path: Path, begin: bytes, n_bytes: int) -> mmap.mmap:

@@ -100,7 +100,7 @@ class Adapter(Protocol):
         """Return the messages to send once connected."""
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
-        """Append one message's records to `out`. Raises VenueError; the message is then lost, nothing else."""
+        """Append one message's records to `out`. Raises VenueError: the message is lost, nothing else."""
 
     def answer(self, request: Request, body: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Take the answer to a REST call of this adapter. Raises VenueError."""

@@ -210,7 +210,9 @@ class Usdm:
                 trades = f"{symbol}@{'aggTrade' if settings.trades == 'agg' else 'trade'}"
                 if available is not None:
                     wanted = [stream for stream in wanted if _class_of(stream) in available]
-                    if trades not in available:  # a recording holds one kind, and none can be made of the other
+                    if (
+                        trades not in available
+                    ):  # a recording holds one kind, and none can be made of the other
                         trades = f"{symbol}@{'trade' if settings.trades == 'agg' else 'aggTrade'}"
                     if trades not in available:
                         trades = ""
@@ -344,7 +346,11 @@ class UsdmAdapter:
             self._depth(data, ts_recv_ns, out)
         elif type(data) is BookTicker:
             out.bbo(
-                self._instrument(data.s), data.T * NS_PER_MS, ts_recv_ns, data.u, (data.b, data.B, data.a, data.A)
+                self._instrument(data.s),
+                data.T * NS_PER_MS,
+                ts_recv_ns,
+                data.u,
+                (data.b, data.B, data.a, data.A),
             )
         elif type(data) is Trade:
             self._trade(data, ts_recv_ns, out)
@@ -567,15 +573,19 @@ class UsdmAdapter:
         if missing:
             self._count["trade_gaps"] += 1
             out.gap(
-                instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.LOST, missing.start, missing.stop - 1
+                instrument,
+                ts_recv_ns,
+                GapStream.TRADES,
+                reason,
+                GapState.LOST,
+                missing.start,
+                missing.stop - 1,
             )
         elif verdict == TradeIds.KNOWN:
             self._count["trade_duplicates"] += 1
             return None
         elif verdict == TradeIds.LATE:
-            out.gap(
-                instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.FILLED, trade_id, trade_id
-            )
+            out.gap(instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.FILLED, trade_id, trade_id)
             return Flag.BACKFILL
         elif verdict == TradeIds.RESET:
             out.gap(instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.LOST, -1, -1)

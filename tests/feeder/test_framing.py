@@ -80,7 +80,11 @@ def test_a_finer_value_gets_a_frame_of_its_own_behind_more(desk: Any) -> None:
     desk.batch.l2(INSTRUMENT, 1, 2, 77, bids, b"[]", snapshot=False)
     desk.publish()
     decoded = [(frame.header, *decode(frame.header, frame.payload)[:2]) for frame in desk.frames]
-    assert [(root.px_exp, root.qty_exp, len(rows)) for _, root, rows in decoded] == [(-1, -3, 1), (-2, -3, 1), (-1, -4, 1)]
+    assert [(root.px_exp, root.qty_exp, len(rows)) for _, root, rows in decoded] == [
+        (-1, -3, 1),
+        (-2, -3, 1),
+        (-1, -4, 1),
+    ]
     assert [header.flags for header, _, _ in decoded] == [Flag.MORE, Flag.MORE, 0]
     assert [root.prev_venue_seq for _, root, _ in decoded] == [0, 77, 77]
     assert [header.inst_seq for header, _, _ in decoded] == [1, 2, 3]
@@ -95,7 +99,9 @@ def test_a_snapshot_has_one_exponent_and_one_checksum(desk: Any) -> None:
     decoded = [decode(frame.header, frame.payload) for frame in chunks]
     assert [len(rows) for _, rows, _ in decoded] == [57, 57, 17]
     assert max_entries(MsgType.L2_SNAPSHOT, 1360) == 57
-    assert {(root.px_exp, root.qty_exp, root.snap_id, root.chunk_cnt) for root, _, _ in decoded} == {(-2, -5, 1, 3)}
+    assert {(root.px_exp, root.qty_exp, root.snap_id, root.chunk_cnt) for root, _, _ in decoded} == {
+        (-2, -5, 1, 3)
+    }
     assert [root.chunk_idx for root, _, _ in decoded] == [0, 1, 2]
     assert {(root.n_bids, root.n_asks) for root, _, _ in decoded} == {(130, 1)}
     levels = b"".join(bytes(frame.payload[24:]) for frame in chunks)
@@ -141,7 +147,9 @@ def test_frames_share_datagrams_and_leave_room_for_a_seal(desk: Any) -> None:
 
 
 @pytest.mark.parametrize("max_datagram", [640, 1472])
-def test_every_frame_may_travel_behind_a_retransmission(make_desk: Callable[..., Any], max_datagram: int) -> None:
+def test_every_frame_may_travel_behind_a_retransmission(
+    make_desk: Callable[..., Any], max_datagram: int
+) -> None:
     desk = make_desk([INSTRUMENT], max_datagram=max_datagram)
     bids = "[" + ",".join(f'["{i}","{i + 1}"]' for i in range(1, 500)) + "]"
     desk.batch.l2(INSTRUMENT, 1, 2, 900, bids.encode(), b"[]", snapshot=True)
@@ -151,7 +159,9 @@ def test_every_frame_may_travel_behind_a_retransmission(make_desk: Callable[...,
     assert max(len(frame.payload) for frame in desk.frames) > max_datagram - 130 - 66 - 20
 
 
-def test_a_segment_that_fills_in_the_middle_of_an_event_changes_nothing(make_desk: Callable[..., Any]) -> None:
+def test_a_segment_that_fills_in_the_middle_of_an_event_changes_nothing(
+    make_desk: Callable[..., Any],
+) -> None:
     small, big = make_desk([INSTRUMENT], segment_bytes=3000), make_desk([INSTRUMENT])
     bids = "[" + ",".join(f'["{i}","{i + 1}"]' for i in range(1, 500)) + "]"
     for desk in (small, big):
@@ -197,7 +207,9 @@ def test_no_tape_is_said_in_every_frame(desk: Any) -> None:
         (b'[["1","9223372036854775807"]]', OutOfRange),  # not at the instrument's three decimals
     ],
 )
-def test_what_is_no_level_is_refused_and_nothing_appended(desk: Any, bids: bytes, error: type[VenueError]) -> None:
+def test_what_is_no_level_is_refused_and_nothing_appended(
+    desk: Any, bids: bytes, error: type[VenueError]
+) -> None:
     desk.batch.trade(INSTRUMENT, 1, 2, "1.0", "1", 1, Aggressor.BUY)
     with pytest.raises(error, match="BTCUSDT") as caught:
         desk.batch.l2(INSTRUMENT, 1, 2, 3, b'[["5","5"]]', bids, snapshot=False)
@@ -207,17 +219,25 @@ def test_what_is_no_level_is_refused_and_nothing_appended(desk: Any, bids: bytes
     assert [frame.header.msg_type for frame in desk.frames] == [MsgType.TRADE, MsgType.L2_DELTA]
 
 
-@pytest.mark.parametrize(("price", "qty"), [("1", "0"), ("1", "-1"), ("x", "1"), ("1", ""), ("", "1"), ("1 2", "3")])
+@pytest.mark.parametrize(
+    ("price", "qty"), [("1", "0"), ("1", "-1"), ("x", "1"), ("1", ""), ("", "1"), ("1 2", "3")]
+)
 def test_a_trade_without_price_or_quantity_is_refused(desk: Any, price: str, qty: str) -> None:
     with pytest.raises(VenueError):
         desk.batch.trade(INSTRUMENT, 1, 2, price, qty, 1, Aggressor.BUY)
     assert desk.batch.n_events == 0
 
 
-decimals = st.decimals(min_value=0, max_value=10**9, places=6, allow_nan=False).map(lambda number: format(number, "f"))
+decimals = st.decimals(min_value=0, max_value=10**9, places=6, allow_nan=False).map(
+    lambda number: format(number, "f")
+)
 
 
-@given(st.lists(st.tuples(decimals, decimals), max_size=80), st.lists(st.tuples(decimals, decimals), max_size=80), st.booleans())
+@given(
+    st.lists(st.tuples(decimals, decimals), max_size=80),
+    st.lists(st.tuples(decimals, decimals), max_size=80),
+    st.booleans(),
+)
 def test_levels_arrive_as_they_were_written(
     make_desk: Callable[..., Any], bids: list[tuple[str, str]], asks: list[tuple[str, str]], snapshot: bool
 ) -> None:
@@ -229,7 +249,11 @@ def test_levels_arrive_as_they_were_written(
     for frame in desk.frames:
         root, rows, _ = decode(frame.header, frame.payload)
         seen += [
-            (Decimal(int(row["price"])).scaleb(root.px_exp), Decimal(int(row["qty"])).scaleb(root.qty_exp), row["side"])
+            (
+                Decimal(int(row["price"])).scaleb(root.px_exp),
+                Decimal(int(row["qty"])).scaleb(root.qty_exp),
+                row["side"],
+            )
             for row in rows
         ]
     wanted = [(Decimal(px), Decimal(qty), BookSide.BID) for px, qty in bids]

@@ -11,8 +11,8 @@ from feeder.rest import Answer, Rest, WeightBudget
 from feeder.venues.base import Limits
 
 LIMITS = Limits(
-    streams_per_connection=10, messages_per_s=10, connects=10, connects_window_s=1.0, lifetime_s=10.0, weight_per_minute=100,
-    weight_header="X-Used", backoff_base_s=0.01, backoff_cap_s=0.05,
+    streams_per_connection=10, messages_per_s=10, connects=10, connects_window_s=1.0,
+    lifetime_s=10.0, weight_per_minute=100, weight_header="X-Used", backoff_base_s=0.01, backoff_cap_s=0.05,
 )  # fmt: skip
 
 
@@ -44,7 +44,9 @@ def test_a_call_heavier_than_the_budget_is_not_held_for_ever() -> None:
     assert WeightBudget(100).wait_s(500, 600.0) == 0.0
 
 
-def serve(handler: Callable[[web.Request], Awaitable[web.Response]], ask: Callable[[Rest], Awaitable[None]]) -> Counter[str]:
+def serve(
+    handler: Callable[[web.Request], Awaitable[web.Response]], ask: Callable[[Rest], Awaitable[None]]
+) -> Counter[str]:
     """Run `ask` against a venue whose every answer is the handler's. Return the counters."""
     counters: Counter[str] = Counter()
 

@@ -1,5 +1,7 @@
 """Pacing of recordings and connects, with time as an argument."""
 
+from itertools import pairwise
+
 from feeder.runner import NS_PER_S, STAGGER_S, ConnectGate, Pacer
 
 
@@ -27,6 +29,6 @@ def test_connects_are_staggered_and_never_more_than_the_venue_allows() -> None:
     gate = ConnectGate(30, 60.0)
     turns = sorted(100.0 + gate.wait_s(100.0) for _ in range(100))
     assert turns[0] == 100.0
-    assert min(later - turn for turn, later in zip(turns, turns[1:], strict=False)) >= STAGGER_S * 0.999
+    assert min(later - turn for turn, later in pairwise(turns)) >= STAGGER_S * 0.999
     for turn in turns:
         assert sum(turn <= other < turn + 60.0 for other in turns) <= 30

@@ -26,5 +26,5 @@ def test_writers_do_not_share_a_number(tmp_path: Path) -> None:
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binance").write_text("12x\n")
-    with pytest.raises(ValueError, match="binance.*12x.*expected"):
+    with pytest.raises(ValueError, match=r"binance.*12x.*expected"):
         SessionStore(tmp_path, "binance")

@@ -17,9 +17,7 @@ MINIMAL = 'symbols = ["*"]\n[market.usdm]\nws_url = "wss://a"\nrest_url = "https
 def read(folder: Path, text: str) -> VenueSettings:
     (folder / "feeder/crypto").mkdir(parents=True)
     (folder / "feeder/crypto/binance.toml").write_text(text)
-    return load(
-        VenueSettings, "feeder/crypto/binance", folder=folder, environ={}, defaults=ROOT / "config"
-    )
+    return load(VenueSettings, "feeder/crypto/binance", folder=folder, environ={}, defaults=ROOT / "config")
 
 
 def test_categories_are_the_words_of_the_text_lines() -> None:

@@ -77,7 +77,9 @@ def take_snapshot(book: Book, oracle: Oracle, px_exp: int, qty_exp: int, chunk: 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """Compile the kernels before Hypothesis looks at its clock."""
-    assert take_snapshot(Book(), {BID: {Decimal(1): Decimal(1)}, ASK: {}}, 0, 0)
+    book = Book()
+    assert book.snapshot([levels([(BID, Decimal(n), Decimal(1)) for n in range(999, 0, -1)], 0, 0)], 999, 0)
+    assert len(book.levels(ASK)[0]) == 0
 
 
 # prices collide across exponents: 300 at exp 2 is 3000 at exp 1

@@ -8,13 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from market_types.enums import NULL_PRICE
 from matching_engine import kernels
-from matching_engine.kernels import BAD_LEVEL, BAD_RANGE, FULL, HEAD, OK, TOO_MANY, apply_levels
+from matching_engine.kernels import (
+    BAD_LEVEL,
+    BAD_RANGE,
+    FULL,
+    HEAD,
+    OK,
+    PAGE,
+    TOO_MANY,
+    apply_levels,
+    new_block,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKED = os.environ.get("NUMBA_BOUNDSCHECK") == "1"
@@ -23,12 +33,6 @@ I64_MAX = 2**63 - 1
 EMPTY_BEST = [NULL_PRICE, 0, NULL_PRICE, 0]
 
 Entry = tuple[int, int, int, int]  # price, qty, side, action
-
-
-def block(capacity: int) -> NDArray[np.int64]:
-    empty = np.zeros(HEAD + 4 * capacity, dtype=np.int64)
-    kernels.clear(empty)
-    return empty
 
 
 def encode(entries: list[Entry], start: int = 0, stride: int = 20) -> NDArray[np.uint8]:
@@ -45,22 +49,38 @@ def apply(book: NDArray[np.int64], entries: list[Entry], px_exp: int = 0, qty_ex
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """Compile the kernels before Hypothesis looks at its clock."""
-    assert apply(block(2), [(1, 1, 1, 0)]) == OK
+    book = new_block(1)
+    assert apply(book, [(1, 1, 1, 0)]) == OK
+    assert sides(book) == ({1: 1}, {})
+    assert kernels.pages_needed(book) == 1
+    kernels.repack(book, new_block(1))
+    kernels.read_level(encode([(1, 1, 1, 0)]), 0)
 
 
 def sides(book: NDArray[np.int64]) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the levels of both sides, checking that keys rise strictly and the head tells the best."""
-    capacity = (len(book) - HEAD) // 4
-    columns = book[HEAD:].reshape(4, capacity)
-    n_bids, n_asks = book[kernels.N_BIDS], book[kernels.N_ASKS]
-    for keys, n in ((columns[0], n_bids), (columns[2], n_asks)):
-        assert (np.diff(keys[:n]) > 0).all()
-    bids = dict(zip(columns[0][:n_bids].tolist(), columns[1][:n_bids].tolist(), strict=True))
-    asks = dict(zip((-columns[2][:n_asks]).tolist(), columns[3][:n_asks].tolist(), strict=True))
-    best_bid = max(bids.items(), default=(NULL_PRICE, 0))
-    best_ask = min(asks.items(), default=(NULL_PRICE, 0))
+    """Return the levels of both sides, checking that keys rise, no page is empty and the head is right."""
+    size = (len(book) - HEAD) // 2
+    n_pages = size // (2 * PAGE + 1)
+    levels: list[dict[int, int]] = []
+    for side, sign in ((0, 1), (1, -1)):
+        columns = book[HEAD + side * size : HEAD + (side + 1) * size]
+        used = book[kernels.BID_PAGES + side]
+        counts = columns[:used]
+        assert (counts > 0).all() or used == 1
+        assert (counts <= PAGE).all()
+        keys, qtys = columns[n_pages:].reshape(2, n_pages, PAGE)
+        live = np.arange(PAGE) < counts[:, None]
+        assert (np.diff(keys[:used][live]) > 0).all()
+        assert book[kernels.N_BIDS + side] == live.sum()
+        levels.append(dict(zip((sign * keys[:used][live]).tolist(), qtys[:used][live].tolist(), strict=True)))
+        prices, quantities = np.zeros((2, live.sum()), dtype=np.int64)
+        kernels.read_side(book, side, prices, quantities)
+        best_first = sorted(levels[side].items(), reverse=side == 0)
+        assert list(zip(prices.tolist(), quantities.tolist(), strict=True)) == best_first
+    best_bid = max(levels[0].items(), default=(NULL_PRICE, 0))
+    best_ask = min(levels[1].items(), default=(NULL_PRICE, 0))
     assert book[kernels.BID_PX : HEAD].tolist() == [*best_bid, *best_ask]
-    return bids, asks
+    return levels[0], levels[1]
 
 
 def apply_slowly(oracle: dict[int, dict[int, int]], entries: list[Entry]) -> None:
@@ -71,11 +91,13 @@ def apply_slowly(oracle: dict[int, dict[int, int]], entries: list[Entry]) -> Non
             oracle[side][price] = qty
 
 
-@given(st.binary(min_size=8, max_size=24), st.integers(0, 16))
-def test_read_i64(content: bytes, at: int) -> None:
-    at = min(at, len(content) - 8)
-    payload = np.frombuffer(bytearray(content), dtype=np.uint8)
-    assert kernels.read_i64(payload, at) == struct.unpack_from("<q", content, at)[0]
+I64 = st.integers(-(2**63), I64_MAX)
+
+
+@given(I64, I64, st.integers(0, 255), st.integers(0, 255), st.integers(0, 16))
+def test_read_level(price: int, qty: int, side: int, action: int, start: int) -> None:
+    payload = encode([(price, qty, side, action)], start)
+    assert kernels.read_level(payload, start) == (price, qty, side, action)
 
 
 ENTRIES = st.lists(
@@ -88,7 +110,7 @@ ENTRIES = st.lists(
 def test_agrees_with_a_dictionary(
     messages: list[list[Entry]], start: int, stride: int, backwards: bool
 ) -> None:
-    book = block(128)
+    book = new_block(1)
     oracle: dict[int, dict[int, int]] = {1: {}, 2: {}}
     for entries in messages:
         payload = encode(entries, start, stride)
@@ -100,27 +122,34 @@ def test_agrees_with_a_dictionary(
         assert book[[kernels.PX_EXP, kernels.QTY_EXP]].tolist() == [-3, -4]
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2**32 - 1))
-def test_agrees_with_a_dictionary_on_a_wide_book(seed: int) -> None:
-    """Changes far from each other, as `_find` searches outwards from the last one."""
+def test_agrees_with_a_dictionary_on_many_pages(seed: int) -> None:
+    """Scattered and sorted changes, and whole ranges removed, so that pages come and go."""
     random = np.random.default_rng(seed)
-    book = block(1024)
+    book = new_block(40)
     oracle: dict[int, dict[int, int]] = {1: {}, 2: {}}
-    for _ in range(20):
+    for _ in range(25):
+        prices = random.integers(-400, 400, 60)
+        quantities = random.integers(0, 4, 60)
+        if random.random() < 0.3:
+            prices = np.arange(random.integers(-400, 400), 400)
+            quantities = np.full(len(prices), random.integers(0, 2))
+        book_sides = random.integers(1, 3, len(prices))
         entries = [
-            (int(price), int(qty), int(side), 0)
+            (price, qty, side, 0)
             for price, qty, side in zip(
-                random.integers(-300, 300, 40),
-                random.integers(0, 3, 40),
-                random.integers(1, 3, 40),
-                strict=True,
+                prices.tolist(), quantities.tolist(), book_sides.tolist(), strict=True
             )
         ]
         if random.random() < 0.5:
             entries.sort(key=lambda entry: (entry[2], entry[0]), reverse=bool(random.random() < 0.5))
         assert apply(book, entries) == OK
         apply_slowly(oracle, entries)
-    assert sides(book) == (oracle[1], oracle[2])
+        assert sides(book) == (oracle[1], oracle[2])
+    packed = new_block(kernels.pages_needed(book))
+    kernels.repack(book, packed)
+    assert sides(packed) == (oracle[1], oracle[2])
 
 
 BAD = [
@@ -139,7 +168,7 @@ STRIDES = [(0, 19, 1), (0, 0, 1), (0, -19, 1), (0, 20, -1)]
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_a_bad_level_changes_nothing(bad: Entry, place: int) -> None:
-    book = block(16)
+    book = new_block(1)
     assert apply(book, [(10, 1, 1, 0), (11, 1, 2, 0)]) == OK
     before = book.tobytes()
     entries: list[Entry] = [(9, 9, 1, 0), (10, 0, 1, 0)]
@@ -150,7 +179,7 @@ def test_a_bad_level_changes_nothing(bad: Entry, place: int) -> None:
 
 @pytest.mark.parametrize(("at", "stride", "count"), OUTSIDE + STRIDES)
 def test_nothing_outside_the_payload_is_read(at: int, stride: int, count: int) -> None:
-    book = block(16)
+    book = new_block(1)
     payload = encode([(1, 1, 1, 0)] * 3)
     assert apply_levels(book, payload, at, stride, count, 0, 0) == BAD_LEVEL
     assert sides(book) == ({}, {})
@@ -158,26 +187,32 @@ def test_nothing_outside_the_payload_is_read(at: int, stride: int, count: int) -
 
 @pytest.mark.parametrize(("px_exp", "qty_exp"), [(-19, 0), (19, 0), (0, -19), (0, 19), (-128, 0), (0, 127)])
 def test_exponents_beyond_18(px_exp: int, qty_exp: int) -> None:
-    assert apply(block(16), [(1, 1, 1, 0)], px_exp, qty_exp) == BAD_LEVEL
+    assert apply(new_block(1), [(1, 1, 1, 0)], px_exp, qty_exp) == BAD_LEVEL
 
 
 def test_an_empty_message_and_an_empty_book() -> None:
-    book = block(16)
+    book = new_block(1)
     assert apply_levels(book, encode([]), 0, 20, 0, -2, -3) == OK
-    assert book[:HEAD].tolist() == [0, 0, -2, -3, *EMPTY_BEST]
+    assert book[:HEAD].tolist() == [0, 0, 1, 1, -2, -3, *EMPTY_BEST]
 
 
-def test_full_changes_nothing_and_is_told_in_time() -> None:
-    book = block(4)
-    assert apply(book, [(n, 1, 2, 0) for n in range(4)]) == OK
-    before = book.tobytes()
-    assert apply(book, [(9, 1, 2, 0)]) == FULL
-    assert book.tobytes() == before
-    assert apply(block(4), [(n, 1, 2, 0) for n in range(5)]) == FULL
+@pytest.mark.parametrize("order", [1, -1])
+def test_full_is_told_and_a_repeat_in_a_greater_block_completes(order: int) -> None:
+    book = new_block(1)
+    assert apply(book, [(n, 1, 2, 0) for n in range(PAGE)]) == OK
+    assert apply(book, [(3, 0, 2, 0), (3, 2, 2, 0)]) == OK
+    entries: list[Entry] = [(n, 5, 2, 0) for n in range(PAGE - 10, PAGE + 90)][::order]
+    while apply(book, entries) == FULL:
+        greater = new_block(2 * kernels.pages_needed(book))
+        assert len(greater) > len(book)
+        kernels.repack(book, greater)
+        book = greater
+    expected = {**dict.fromkeys(range(PAGE - 10), 1), 3: 2, **dict.fromkeys(range(PAGE - 10, PAGE + 90), 5)}
+    assert sides(book) == ({}, expected)
 
 
 def test_the_finest_exponents_stay() -> None:
-    book = block(16)
+    book = new_block(1)
     assert apply(book, [(5, 3, 1, 0), (7, 1, 2, 0)], 2, 1) == OK
     assert apply(book, [(50005, 35, 1, 0)], -2, 0) == OK
     assert sides(book) == ({50000: 30, 50005: 35}, {70000: 10})
@@ -198,7 +233,7 @@ def test_the_finest_exponents_stay() -> None:
     ],
 )
 def test_a_common_exponent_that_fits_no_i64_changes_nothing(entry: Entry, px_exp: int, qty_exp: int) -> None:
-    book = block(16)
+    book = new_block(1)
     assert apply(book, [(100, 100, 1, 0), (-1000, 100, 2, 0)], 0, 0) == OK
     assert apply(book, [(0, 0, 1, 0)], -1, 0) == OK
     before = book.tobytes()
@@ -207,7 +242,7 @@ def test_a_common_exponent_that_fits_no_i64_changes_nothing(entry: Entry, px_exp
 
 
 def test_the_extremes_of_i64() -> None:
-    book = block(16)
+    book = new_block(1)
     extremes: list[Entry] = [(price, I64_MAX, side, 0) for price in (-I64_MAX, 0, I64_MAX) for side in (1, 2)]
     assert apply(book, extremes) == OK
     assert sides(book) == (dict.fromkeys((-I64_MAX, 0, I64_MAX), I64_MAX),) * 2
@@ -218,7 +253,7 @@ def test_the_extremes_of_i64() -> None:
 
 
 def test_too_many_levels() -> None:
-    book = block(2**18)
+    book = new_block(4_000)
     for first in range(0, kernels.MAX_LEVELS, 40_000):
         assert apply(book, [(n, 1, 1 + n % 2, 0) for n in range(first, first + 40_000)]) == OK
     assert apply(book, [(0, 0, 1, 0), (-1, 1, 1, 0)]) == OK
@@ -228,7 +263,7 @@ def test_too_many_levels() -> None:
 @pytest.mark.skipif(not CHECKED, reason="only with NUMBA_BOUNDSCHECK=1")
 def test_bounds_are_checked() -> None:
     with pytest.raises(IndexError):
-        kernels.read_i64(encode([(1, 1, 1, 0)]), 13)
+        kernels.read_side(new_block(1), 0, *np.zeros((2, 9_999), dtype=np.int64))
 
 
 @pytest.mark.skipif(CHECKED, reason="this is that run")

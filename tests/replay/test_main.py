@@ -76,6 +76,17 @@ def test_done_then_idle(child: Callable[..., subprocess.Popen[str]]) -> None:
     assert process.wait(timeout=5) == 0
 
 
+def test_loop_never_says_done(child: Callable[..., subprocess.Popen[str]]) -> None:
+    process = child(speed=float("inf"), loop=True)
+    rest = line(process)["rest"]
+    for _ in range(3):
+        urllib.request.urlopen(urllib.request.Request(rest + "/_tapecast/start", method="POST"))
+        time.sleep(0.15)
+    process.terminate()
+    out, err = process.communicate(timeout=5)
+    assert (process.returncode, out, err) == (0, "", "")
+
+
 def test_at_end_close_exits_by_itself(monkeypatch: pytest.MonkeyPatch, small: Path, capsys: Any) -> None:
     monkeypatch.setattr("replay.main.REST_AFTER_END_S", 0.2)
     monkeypatch.setattr("replay.server.Clock", _StartedClock)

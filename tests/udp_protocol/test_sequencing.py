@@ -37,8 +37,8 @@ def datagram(
     stamp_ns: int = 0,
 ) -> bytes:
     header = Header(
-        MAGIC, VERSION, msg_type, flags, len(payload), number, session, 17, number, 1, CHANNEL, 1, 0, 0, stamp_ns,
-        -1, 0,
+        MAGIC, VERSION, msg_type, flags, len(payload), number, session, 17, number, 1, CHANNEL, 1, 0, 0,
+        stamp_ns, -1, 0,
     )  # fmt: skip
     return pack_header(header) + payload
 
@@ -81,7 +81,7 @@ class Ear:
     def wait(self, ms: float) -> None:
         for _ in range(int(ms // 10)):
             self.now_ns += 10 * NS_PER_MS
-            self.sequencer.tick(self.now_ns, WALL_S, self.out)
+            self.sequencer.tick(self.now_ns, self.out)
 
     @property
     def numbers(self) -> list[int]:

@@ -1,0 +1,105 @@
+"""Real processes on loopback: feeders and subscribers as a user starts them."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+class Process:
+    """One `tapecast` command and what it wrote."""
+
+    def __init__(self, words: list[str], environ: dict[str, str], folder: Path, name: str) -> None:
+        self.out_path, self.err_path = folder / f"{name}.out", folder / f"{name}.err"
+        with self.out_path.open("wb") as out, self.err_path.open("wb") as err:
+            self.popen = subprocess.Popen(
+                [sys.executable, "-P", "-m", "tapecast", *words],
+                env=environ, cwd=folder, stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+                start_new_session=True,
+            )  # fmt: skip
+
+    @property
+    def out(self) -> str:
+        return self.out_path.read_text()
+
+    @property
+    def err(self) -> str:
+        return self.err_path.read_text()
+
+    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
+        """Wait until stderr or stdout holds `text`."""
+        import time
+
+        deadline = time.monotonic() + timeout_s
+        while text not in self.err and text not in self.out:
+            assert time.monotonic() < deadline, f"{text!r} did not come:\n{self.err[-3000:]}"
+            assert self.popen.poll() is None, f"ended with {self.popen.returncode}:\n{self.err[-3000:]}"
+            time.sleep(0.02)
+
+    def end(self, timeout_s: float = 90.0) -> int:
+        """Wait for the end and return the exit code."""
+        return self.popen.wait(timeout=timeout_s)
+
+    def signal(self, number: int) -> None:
+        self.popen.send_signal(number)
+
+    def __del__(self) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Kill the command and its children."""
+        if self.popen.poll() is None:
+            os.killpg(self.popen.pid, signal.SIGKILL)
+            self.popen.wait()
+
+
+class Stage:
+    """Ports, state and shared memory of one test's own."""
+
+    def __init__(self, folder: Path, shm: Path, port: int) -> None:
+        self.folder = folder
+        self.environ = {
+            **os.environ,
+            "TAPECAST_STATE": str(folder / "state"),
+            "TAPECAST_SHM": str(shm),
+            "TAPECAST__MULTICAST__PORT_CRYPTO": str(port),
+        }
+        self.shm = shm
+        self.processes: list[Process] = []
+
+    def start(self, *words: object, **environ: str) -> Process:
+        """Start `tapecast` with these words."""
+        name = f"{len(self.processes)}-{words[0]}"
+        process = Process([str(word) for word in words], self.environ | environ, self.folder, name)
+        self.processes.append(process)
+        return process
+
+    def ready(self, *words: object, **environ: str) -> Process:
+        """Start a subscriber and wait until it has joined."""
+        process = self.start(*words, **environ)
+        process.wait_for('"ready":true')
+        return process
+
+    def feed(self, *words: object) -> Process:
+        """Run a feeder to its end."""
+        feeder = self.start("feeder", "binance", *words)
+        assert feeder.end() == 0, feeder.err[-3000:]
+        return feeder
+
+
+@pytest.fixture
+def stage(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Iterator[Any]:
+    """Return a stage; whatever still runs at the end is killed."""
+    import shutil
+
+    shm = Path(os.environ["TAPECAST_SHM"]) / tmp_path.name
+    made = Stage(tmp_path, shm, free_ports(1)[0])
+    yield made
+    for process in made.processes:
+        process.stop()
+    shutil.rmtree(shm, ignore_errors=True)
