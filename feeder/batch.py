@@ -5,7 +5,8 @@ kernel call 0.3 us: one block is one argument. An adapter calls one kernel a mes
 made for a level, a trade or a quote. Pages of the block are touched, and so paid for, only as far as used.
 """
 
-from collections.abc import Callable, Sequence
+import mmap
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,6 @@ from market_types.decimals import parse_decimal, rescale
 from market_types.enums import (
     NO_SEQ,
     NULL_PRICE,
-    Aggressor,
     BookSide,
     ClearReason,
     Flag,
@@ -73,6 +73,16 @@ _REASONS = {
 }
 _BID, _ASK = int(BookSide.BID), int(BookSide.ASK)
 _SNAPSHOT, _DELTA, _BBO = int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA), int(MsgType.BBO)
+_TRADE, _LIQUIDATION = int(MsgType.TRADE), int(MsgType.LIQUIDATION)
+
+
+def lazily_zeroed(dtype: np.dtype[np.void]) -> NDArray[np.void]:
+    """Return (1,) zeros whose pages cost nothing until they are touched.
+
+    `np.zeros` asks for huge pages: the first touch of each column would then take 2 MiB.
+    """
+    memory = mmap.mmap(-1, dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(memory, dtype)
 
 
 class VenueError(ValueError):
@@ -100,7 +110,7 @@ class Request:
 
 @kernel
 def _put_number(
-    price: NDArray[np.int64], exps: NDArray[np.int8], row: int, text: NDArray[np.uint8], start: int,
+    price: NDArray[np.int64], exps: NDArray[np.int8], row: int, text: bytes, start: int,
     stop: int, exp: int,
 ) -> int:  # fmt: skip
     """Write the number text[start:stop] into row `row`, at exponent `exp` or the finer one it needs."""
@@ -118,16 +128,16 @@ def _put_number(
 
 
 @kernel
-def _skip_space(text: NDArray[np.uint8], at: int) -> int:
-    while at < text.shape[0] and (text[at] == 32 or text[at] == 10 or text[at] == 13 or text[at] == 9):
+def _skip_space(text: bytes, at: int) -> int:
+    while at < len(text) and (text[at] == 32 or text[at] == 10 or text[at] == 13 or text[at] == 9):
         at += 1
     return at
 
 
 @kernel
-def _number_end(text: NDArray[np.uint8], at: int) -> int:
+def _number_end(text: bytes, at: int) -> int:
     """Return where the characters of a number end."""
-    while at < text.shape[0]:
+    while at < len(text):
         c = text[at]
         if not (48 <= c <= 57 or c in (43, 45, 46, 69, 101)):  # + - . E e
             break
@@ -136,13 +146,13 @@ def _number_end(text: NDArray[np.uint8], at: int) -> int:
 
 
 @kernel
-def _levels(block: NDArray[np.void], text: NDArray[np.uint8], side: int, px_exp: int, qty_exp: int) -> int:
+def _levels(block: NDArray[np.void], text: bytes, side: int, px_exp: int, qty_exp: int) -> int:
     """Append the levels of a JSON array `[["price","qty",...],...]`, numbers quoted or bare."""
     batch = block[0]
     price, qty, sides = batch.price, batch.qty, batch.side
     px_exps, qty_exps = batch.px_exp, batch.qty_exp
     row = batch.n_rows
-    size = text.shape[0]
+    size = len(text)
     at = _skip_space(text, 0)
     if at >= size or text[at] != 91:  # [
         return MALFORMED
@@ -237,8 +247,8 @@ def _unify_exponents(block: NDArray[np.void], first_row: int) -> int:
 
 @kernel
 def _l2(
-    block: NDArray[np.void], bids: NDArray[np.uint8], asks: NDArray[np.uint8], msg_type: int, flags: int,
-    symbol: int, px_exp: int, qty_exp: int, ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
+    block: NDArray[np.void], bids: bytes, asks: bytes, msg_type: int, symbol: int,
+    px_exp: int, qty_exp: int, ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
 ) -> int:  # fmt: skip
     """Append one book event. On any status but OK the batch is as before."""
     batch = block[0]
@@ -251,7 +261,7 @@ def _l2(
         status = _unify_exponents(block, first_row)
     if status == OK:
         status = _open_event(
-            block, msg_type, flags, symbol, ts_event_ns, ts_recv_ns, venue_seq, first_row, n_bids
+            block, msg_type, 0, symbol, ts_event_ns, ts_recv_ns, venue_seq, first_row, n_bids
         )
     if status != OK:
         batch.n_rows = first_row
@@ -259,23 +269,23 @@ def _l2(
 
 
 @kernel
-def _pairs(block: NDArray[np.void], text: NDArray[np.uint8], px_exp: int, qty_exp: int) -> int:
+def _pairs(block: NDArray[np.void], text: bytes, px_exp: int, qty_exp: int) -> int:
     """Append a row for each `price quantity` of numbers parted by one blank. Return a status."""
     batch = block[0]
     row = batch.n_rows
     at = 0
-    while at < text.shape[0]:
+    while at < len(text):
         if row >= MAX_ROWS:
             return TOO_MANY
         stop = at
-        while stop < text.shape[0] and text[stop] != 32:
+        while stop < len(text) and text[stop] != 32:
             stop += 1
         status = _put_number(batch.price, batch.px_exp, row, text, at, stop, px_exp)
         if status != OK:
             return status
         at = stop + 1
         stop = at
-        while stop < text.shape[0] and text[stop] != 32:
+        while stop < len(text) and text[stop] != 32:
             stop += 1
         status = _put_number(batch.qty, batch.qty_exp, row, text, at, stop, qty_exp)
         if status != OK:
@@ -290,7 +300,7 @@ def _pairs(block: NDArray[np.void], text: NDArray[np.uint8], px_exp: int, qty_ex
 
 @kernel
 def _trade(
-    block: NDArray[np.void], text: NDArray[np.uint8], msg_type: int, flags: int, symbol: int, px_exp: int,
+    block: NDArray[np.void], text: bytes, msg_type: int, flags: int, symbol: int, px_exp: int,
     qty_exp: int, ts_event_ns: int, ts_recv_ns: int, venue_seq: int, trade_id: int, aggressor: int,
     tflags: int, n_fills: int,
 ) -> int:  # fmt: skip
@@ -315,7 +325,7 @@ def _trade(
 
 @kernel
 def _bbo(
-    block: NDArray[np.void], text: NDArray[np.uint8], symbol: int, px_exp: int, qty_exp: int,
+    block: NDArray[np.void], text: bytes, symbol: int, px_exp: int, qty_exp: int,
     ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
 ) -> int:  # fmt: skip
     batch = block[0]
@@ -344,7 +354,7 @@ class Batch:
     """
 
     def __init__(self, drain: "Callable[[Batch], None]") -> None:
-        self.block = np.zeros(1, BATCH)
+        self.block = lazily_zeroed(BATCH)
         self._drain = drain
         self.requests: list[Request] = []
         self.messages: list[bytes] = []
@@ -390,21 +400,19 @@ class Batch:
         A delta's quantities are absolute, 0 removes the level. Raises VenueError, or OutOfRange, and then
         has appended nothing.
         """
-        self._append(
-            _l2,
-            (bids, asks),
-            instrument,
-            np.frombuffer(bids, np.uint8),
-            np.frombuffer(asks, np.uint8),
+        while status := _l2(
+            self.block,
+            bids,
+            asks,
             _SNAPSHOT if snapshot else _DELTA,
-            0,
             instrument.number,
             instrument.px_exp,
             instrument.qty_exp,
             ts_event_ns,
             ts_recv_ns,
             venue_seq,
-        )
+        ):
+            self._make_room(status, instrument, bids + asks)
 
     def trade(
         self,
@@ -414,23 +422,24 @@ class Batch:
         price: str,
         qty: str,
         trade_id: int,
-        aggressor: Aggressor,
+        aggressor: int,
         *,
         venue_seq: int = NO_SEQ,
         tflags: int = 0,
         n_fills: int = 1,
-        flags: Flag = Flag(0),  # noqa: B008  (a constant)
+        flags: int = 0,
         liquidation: bool = False,
     ) -> None:
-        """Append one trade or liquidation; price and qty in the venue's decimal text. Raises VenueError."""
+        """Append one trade or liquidation; price and qty in the venue's decimal text. Raises VenueError.
+
+        aggressor, tflags, flags  Aggressor, TradeFlag and Flag
+        """
         text = f"{price} {qty}".encode()
-        self._append(
-            _trade,
-            (text,),
-            instrument,
-            np.frombuffer(text, np.uint8),
-            int(MsgType.LIQUIDATION if liquidation else MsgType.TRADE),
-            int(flags),
+        while status := _trade(
+            self.block,
+            text,
+            _LIQUIDATION if liquidation else _TRADE,
+            flags,
             instrument.number,
             instrument.px_exp,
             instrument.qty_exp,
@@ -438,10 +447,11 @@ class Batch:
             ts_recv_ns,
             venue_seq,
             trade_id,
-            int(aggressor),
+            aggressor,
             tflags,
             n_fills,
-        )
+        ):
+            self._make_room(status, instrument, text)
 
     def bbo(
         self,
@@ -449,22 +459,24 @@ class Batch:
         ts_event_ns: int,
         ts_recv_ns: int,
         venue_seq: int,
-        quote: Sequence[str],
+        bid_px: str,
+        bid_qty: str,
+        ask_px: str,
+        ask_qty: str,
     ) -> None:
-        """Append best bid and offer: bid price, bid quantity, ask price, ask quantity. Raises VenueError."""
-        text = " ".join(quote).encode()
-        self._append(
-            _bbo,
-            (text,),
-            instrument,
-            np.frombuffer(text, np.uint8),
+        """Append best bid and offer in the venue's decimal text; quantity 0: no such side. Raises VenueError."""
+        text = f"{bid_px} {bid_qty} {ask_px} {ask_qty}".encode()
+        while status := _bbo(
+            self.block,
+            text,
             instrument.number,
             instrument.px_exp,
             instrument.qty_exp,
             ts_event_ns,
             ts_recv_ns,
             venue_seq,
-        )
+        ):
+            self._make_room(status, instrument, text)
 
     def gap(
         self,
@@ -536,15 +548,11 @@ class Batch:
         block["blob"][0, at : at + len(payload)] = np.frombuffer(payload, np.uint8)
         self._n_blob[0] = at + len(payload)
 
-    def _append(
-        self, append: Callable[..., int], texts: tuple[bytes, ...], instrument: Instrument, *arguments: object
-    ) -> None:
-        """Call an appending kernel, once more after a drain if the batch was full."""
-        status = append(self.block, *arguments)
+    def _make_room(self, status: int, instrument: Instrument, text: bytes) -> None:
+        """Drain a batch that had no room, so that the kernel can be called again; raise on any other status."""
         if status == TOO_MANY and self._n_events[0]:
             self._drain(self)
-            status = append(self.block, *arguments)
-        if status != OK:
-            error = OutOfRange if status == OUT_OF_RANGE else VenueError
-            said = b" ".join(texts)[:120].decode("utf-8", "replace")
-            raise error(f"{instrument.symbol}: {_REASONS[status]}: {said!r}")
+            return
+        error = OutOfRange if status == OUT_OF_RANGE else VenueError
+        said = text[:120].decode("utf-8", "replace")
+        raise error(f"{instrument.symbol}: {_REASONS[status]}: {said!r}")

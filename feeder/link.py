@@ -22,6 +22,8 @@ PONG_DEADLINE_S = 10.0  # without an answer to it: the socket is half open
 MAX_MESSAGE_BYTES = 32 * 2**20
 ERROR_LOG_EVERY_S = 10.0
 
+_DATA = frozenset((WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION))
+
 
 class Host(Protocol):
     """What a link needs of the runner."""
@@ -56,6 +58,7 @@ class Link(WSListener):
         self.last_message_ns = 0
         self.reconnects = -1
         self._host = host
+        self._batch = host.batch
         self._shared = feed.shared
         self._url = feed.ws_url + plan.path
         self._transport: WSTransport | None = None
@@ -150,7 +153,7 @@ class Link(WSListener):
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         """Hand one message to the adapter."""
         now_ns = time.time_ns()
-        if frame.msg_type not in (WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION):
+        if frame.msg_type not in _DATA:
             if frame.msg_type == WSMsgType.CLOSE:
                 self.ended = self._host.ends_with_recording and frame.get_close_code() == WSCloseCode.OK
                 transport.send_close(frame.get_close_code())
@@ -168,10 +171,11 @@ class Link(WSListener):
         self.n_messages += 1
         self.last_message_ns = now_ns
         try:
-            self.adapter.receive(payload, now_ns, self._host.batch)
+            self.adapter.receive(payload, now_ns, self._batch)
         except VenueError as error:
             self._bad("bad_messages", error, now_ns)
-        self._drain_wishes()
+        if self._batch.requests or self._batch.messages:
+            self._drain_wishes()
         self._host.touched()
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:  # noqa: ARG002  (picows calls it so)

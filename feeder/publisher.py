@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder.batch import Batch
+from feeder.batch import Batch, lazily_zeroed
 from feeder.framing import DONE, MAX_CHANNELS, NEED_ROOM, WRITER, frame_batch
 from market_types.enums import NO_SEQ, EndReason, Flag, MarketKind, MsgType, VenueState
 from market_types.histogram import Histogram
@@ -67,7 +67,7 @@ class Publisher:
             if prefix
             for sender in (GroupSender(wire.interface, ttl=wire.ttl),)
         ]
-        self._state = np.zeros(1, WRITER)
+        self._state = lazily_zeroed(WRITER)
         writer = self._state[0]
         writer["session_id"], writer["venue_id"], writer["marks"] = session_id, venue.venue_id, int(marks)
         writer["max_datagram"] = wire.max_datagram
@@ -80,6 +80,8 @@ class Publisher:
             first_channel=venue.first_channel,
             max_bytes=wire.tape.max_bytes,
         )
+        if self._tape.reduced:
+            self.batch.alert("warn", "TAPE_REDUCED", f"bytes={self._tape.max_bytes} of={wire.tape.max_bytes}")
         self._private = np.empty(0, np.uint8)  # stands in for the tape while there is no room
         self._take_segment(self._tape.segment, self._tape.view, self._tape.at)
         self._segment_begins: deque[tuple[int, NDArray[np.int64]]] = deque()

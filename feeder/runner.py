@@ -20,6 +20,7 @@ from udp_protocol.text import Alert, Conn, Exchange, Lat, format_line
 log = structlog.get_logger()
 
 NS_PER_S = 1_000_000_000
+PUBLISH_MESSAGES = 64
 STAGGER_S = 0.02  # between two connects
 PACING_BURST_S = 0.02  # what a paced feeder may send at once
 
@@ -95,7 +96,7 @@ class Runner:
         self.ending = False
         self._publisher = publisher
         self._loop = asyncio.get_running_loop()
-        self._flush_pending = False
+        self._waiting = 0  # messages since the last wake-up
         self._tasks: list[asyncio.Task[None]] = []
         self._pacer = Pacer(paced, publisher.frames, time.monotonic_ns())
         self._beat_timer: asyncio.TimerHandle | None = None
@@ -153,10 +154,12 @@ class Runner:
     # ---------------------------------------------------------------- what links call
 
     def touched(self) -> None:
-        """Publish at the end of this wake-up, once for all messages of it."""
-        if not self._flush_pending:
-            self._flush_pending = True
+        """Publish at the end of this wake-up, once for all messages of it, or every 64 of a long one."""
+        self._waiting += 1
+        if self._waiting == 1:
             self._loop.call_soon(self._flush)
+        elif self._waiting % PUBLISH_MESSAGES == 0:
+            self._publish()
 
     def fetch(self, link: Link, request: Request) -> None:
         """Queue a REST call for the link's present adapter."""
@@ -170,7 +173,10 @@ class Runner:
     # ---------------------------------------------------------------- publishing
 
     def _flush(self) -> None:
-        self._flush_pending = False
+        self._waiting = 0
+        self._publish()
+
+    def _publish(self) -> None:
         self._publisher.publish(self.batch)
         if self._publisher.next_beat_ns < self._beat_due_ns:
             self._schedule_beat(self._publisher.next_beat_ns)

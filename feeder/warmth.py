@@ -23,7 +23,7 @@ def warm_up() -> None:
     batch = Batch(lambda batch: batch.clear())
     batch.l2(instrument, 0, 0, 1, b'[["1","1"]]', b"[]", snapshot=True)
     batch.l2(instrument, 0, 0, 2, b'[["1","0"]]', b"[]", snapshot=False)
-    batch.bbo(instrument, 0, 0, 3, ("1", "1", "2", "1"))
+    batch.bbo(instrument, 0, 0, 3, "1", "1", "2", "1")
     batch.trade(instrument, 0, 0, "1", "1", 1, Aggressor.BUY)
     batch.book_clear(instrument, 0, ClearReason.RESTART, 3)
     frame_batch(batch.block, state, segment, 0)

@@ -54,15 +54,20 @@ class Shared:
 
 
 class TradeIds:
-    """Tells whether a trade of a venue whose ids rise by one is new, missing, late or known."""
+    """Tells whether a trade of a venue whose ids rise by one is new, missing, late or known.
+
+    last  the last id seen, -1 = none
+    link  the adapter that saw it
+    """
 
     NEW, LATE, KNOWN, RESET = range(4)
     RESET_DISTANCE = 100_000  # so far behind the last id no duplicate comes
 
-    __slots__ = ("gaps", "last")
+    __slots__ = ("gaps", "last", "link")
 
     def __init__(self) -> None:
         self.last = -1
+        self.link: object = None
         self.gaps: list[range] = []
 
     def see(self, trade_id: int) -> tuple[int, range]:

@@ -8,7 +8,7 @@ futures (`pu` equals the previous `u`), undocumented but long-lived streams `@tr
 from collections import deque
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Annotated, Final
+from typing import Annotated, Final, NoReturn
 
 import msgspec
 import orjson
@@ -103,7 +103,6 @@ class _Error(msgspec.Struct):
 class Message(msgspec.Struct):
     """A combined-stream message, an acknowledgement or an error."""
 
-    stream: str = ""
     data: Depth | BookTicker | Trade | AggTrade | None = None
     id: int | None = None
     error: _Error | None = None
@@ -158,6 +157,8 @@ _STATUS = {
     "END_OF_DAY": InstrumentStatus.HALTED,
     "SETTLING": InstrumentStatus.DELISTED,
 }
+_SELL, _BUY = int(Aggressor.SELL), int(Aggressor.BUY)
+_NO_FLAGS, _BACKFILL = 0, int(Flag.BACKFILL)
 _PERPETUAL = ("PERPETUAL", "TRADIFI_PERPETUAL")
 
 
@@ -313,7 +314,6 @@ class UsdmAdapter:
         self._acks: set[int] = set()
         self._next_id = 1
         self._subscribed_ns = 0
-        self._traded: set[int] = set()  # instruments with a trade on this connection
 
     # -------------------------------------------------------------- what the runner asks
 
@@ -342,18 +342,13 @@ class UsdmAdapter:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             raise VenueError(f"message: {error}: {message[:120]!r}") from error
         data = said.data
-        if type(data) is Depth:
-            self._depth(data, ts_recv_ns, out)
-        elif type(data) is BookTicker:
-            out.bbo(
-                self._instrument(data.s),
-                data.T * NS_PER_MS,
-                ts_recv_ns,
-                data.u,
-                (data.b, data.B, data.a, data.A),
-            )
+        if type(data) is BookTicker:
+            instrument = self._instruments.get(data.s) or self._unknown(data.s)
+            out.bbo(instrument, data.T * NS_PER_MS, ts_recv_ns, data.u, data.b, data.B, data.a, data.A)
         elif type(data) is Trade:
             self._trade(data, ts_recv_ns, out)
+        elif type(data) is Depth:
+            self._depth(data, ts_recv_ns, out)
         elif type(data) is AggTrade:
             self._agg_trade(data, ts_recv_ns, out)
         else:
@@ -395,9 +390,7 @@ class UsdmAdapter:
     # -------------------------------------------------------------- the book
 
     def _depth(self, event: Depth, ts_recv_ns: int, out: Batch) -> None:
-        book = self._books.get(event.s)
-        if book is None:
-            raise VenueError(f"depthUpdate: symbol {event.s!r}, which this connection did not ask for")
+        book = self._books.get(event.s) or self._unknown(event.s)
         book.depth_ns = ts_recv_ns
         if not book.live:
             book.pending.append((event, ts_recv_ns))
@@ -415,7 +408,13 @@ class UsdmAdapter:
     def _apply(self, book: _Book, event: Depth, ts_recv_ns: int, out: Batch) -> None:
         try:
             out.l2(
-                book.instrument, event.T * NS_PER_MS, ts_recv_ns, event.u, event.b, event.a, snapshot=False
+                book.instrument,
+                event.T * NS_PER_MS,
+                ts_recv_ns,
+                event.u,
+                bytes(event.b),
+                bytes(event.a),
+                snapshot=False,
             )
         except VenueError as error:
             self._invalidate(book, ts_recv_ns, _reason(error), event.pu + 1, event.u, out)
@@ -485,8 +484,8 @@ class UsdmAdapter:
                 snapshot.T * NS_PER_MS,
                 ts_recv_ns,
                 last_id,
-                snapshot.bids,
-                snapshot.asks,
+                bytes(snapshot.bids),
+                bytes(snapshot.asks),
                 snapshot=True,
             )
         except VenueError as error:
@@ -519,14 +518,14 @@ class UsdmAdapter:
     # -------------------------------------------------------------- trades
 
     def _trade(self, trade: Trade, ts_recv_ns: int, out: Batch) -> None:
-        instrument = self._instrument(trade.s)
+        instrument = self._instruments.get(trade.s) or self._unknown(trade.s)
         flags = self._number(instrument, trade.t, ts_recv_ns, out)
         if flags is None or trade.X != "MARKET":
             return
         self._append_trade(instrument, trade, trade.t, 1, flags, ts_recv_ns, out)
 
     def _agg_trade(self, trade: AggTrade, ts_recv_ns: int, out: Batch) -> None:
-        instrument = self._instrument(trade.s)
+        instrument = self._instruments.get(trade.s) or self._unknown(trade.s)
         flags = self._number(instrument, trade.a, ts_recv_ns, out)
         if flags is None:
             return
@@ -539,7 +538,7 @@ class UsdmAdapter:
         trade: Trade | AggTrade,
         trade_id: int,
         n_fills: int,
-        flags: Flag,
+        flags: int,
         ts_recv_ns: int,
         out: Batch,
     ) -> None:
@@ -551,7 +550,7 @@ class UsdmAdapter:
                 trade.p,
                 trade.q,
                 trade_id,
-                Aggressor.SELL if trade.m else Aggressor.BUY,
+                _SELL if trade.m else _BUY,
                 n_fills=n_fills,
                 flags=flags,
             )
@@ -561,15 +560,17 @@ class UsdmAdapter:
             )
             raise
 
-    def _number(self, instrument: Instrument, trade_id: int, ts_recv_ns: int, out: Batch) -> Flag | None:
+    def _number(self, instrument: Instrument, trade_id: int, ts_recv_ns: int, out: Batch) -> int | None:
         """Check a trade's id, report what is missing. Return the frame's flags, or None for a duplicate."""
         ids = self._shared.trades.get(instrument.number)
         if ids is None:
             ids = self._shared.trades[instrument.number] = TradeIds()
+        reason = ClearReason.VENUE_SEQ_GAP if ids.link is self else ClearReason.LINK_LOST
+        ids.link = self
+        if trade_id == ids.last + 1:
+            ids.last = trade_id
+            return _NO_FLAGS
         verdict, missing = ids.see(trade_id)
-        known = instrument.number in self._traded
-        reason = ClearReason.VENUE_SEQ_GAP if known else ClearReason.LINK_LOST
-        self._traded.add(instrument.number)
         if missing:
             self._count["trade_gaps"] += 1
             out.gap(
@@ -586,18 +587,15 @@ class UsdmAdapter:
             return None
         elif verdict == TradeIds.LATE:
             out.gap(instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.FILLED, trade_id, trade_id)
-            return Flag.BACKFILL
+            return _BACKFILL
         elif verdict == TradeIds.RESET:
             out.gap(instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.LOST, -1, -1)
-        return Flag(0)
+        return _NO_FLAGS
 
     # -------------------------------------------------------------- control
 
-    def _instrument(self, symbol: str) -> Instrument:
-        instrument = self._instruments.get(symbol)
-        if instrument is None:
-            raise VenueError(f"symbol: {symbol!r}, which this connection did not ask for")
-        return instrument
+    def _unknown(self, symbol: str) -> NoReturn:
+        raise VenueError(f"symbol: {symbol!r}, which this connection did not ask for")
 
     def _control(self, said: Message, message: bytes, ts_recv_ns: int) -> None:
         """Settle the ledger: an acknowledgement, or an error."""

@@ -66,7 +66,7 @@ def test_a_trade(desk: Any) -> None:
 
 
 def test_a_quote_with_an_empty_side(desk: Any) -> None:
-    desk.batch.bbo(INSTRUMENT, 7, 8, 55, ("0", "0", "12.5", "1"))
+    desk.batch.bbo(INSTRUMENT, 7, 8, 55, "0", "0", "12.5", "1")
     desk.publish()
     (frame,) = desk.frames
     root, rows, _ = decode(frame.header, frame.payload)
