@@ -464,7 +464,7 @@ class Batch:
         ask_px: str,
         ask_qty: str,
     ) -> None:
-        """Append best bid and offer in the venue's decimal text; quantity 0: no such side. Raises VenueError."""
+        """Append best bid and offer in decimal text; quantity 0 means no such side. Raises VenueError."""
         text = f"{bid_px} {bid_qty} {ask_px} {ask_qty}".encode()
         while status := _bbo(
             self.block,
@@ -549,7 +549,7 @@ class Batch:
         self._n_blob[0] = at + len(payload)
 
     def _make_room(self, status: int, instrument: Instrument, text: bytes) -> None:
-        """Drain a batch that had no room, so that the kernel can be called again; raise on any other status."""
+        """Drain a batch that had no room for another call of the kernel; raise on any other status."""
         if status == TOO_MANY and self._n_events[0]:
             self._drain(self)
             return

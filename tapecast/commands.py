@@ -14,9 +14,9 @@ import orjson
 
 from tapecast.entries import Entry, to_json
 from tapecast.folding import Folding
-from tapecast.subscription import Subscription
+from tapecast.subscription import Subscription, check_types
 from tapecast.warmth import warm_up
-from tapecast.wire import Wire, allowed, venues_of
+from tapecast.wire import Wire, allowed, checked_source, settings_of, venues_of
 
 POLL_S = 0.05
 NO_SESSION = "is a feeder running, on the same group and port?"
@@ -75,14 +75,10 @@ class Watch:
 
 def join(options: WireOptions) -> Wire:
     """Compile, join, and say so: the first line of stderr is the ready object."""
+    venues, marks, via = venues_of(options.venue), allowed(options.allow), checked_source(options.via)
+    settings = settings_of(options.config, os.environ)
     warm_up()
-    wire = Wire(
-        venues_of(options.venue),
-        allow=allowed(options.allow),
-        via=options.via,
-        environ=os.environ,
-        config=options.config,
-    )
+    wire = Wire(venues, settings, allow=marks, via=via, environ=os.environ)
     _say(orjson.dumps({"ready": True, "channels": sorted(wire.channels)}).decode())
     if wire.rcvbuf_bytes:
         _say(_rcvbuf_line(wire.rcvbuf_bytes, wire.settings.rcvbuf_bytes))
@@ -139,6 +135,7 @@ def listen(options: WireOptions, types: Sequence[str], count: int | None, *, as_
     """Print entries as they come. Return the exit code."""
     lost = 0
     printed = 0
+    check_types(types)
     with Subscription(join(options), symbols=options.symbols, types=types, fold_books=False) as wire:
         watch = Watch(options, wire.wire)
         with watch.signals():

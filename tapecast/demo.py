@@ -23,20 +23,17 @@ from typing import Any
 import orjson
 
 from feeder.warmth import warm_up as warm_up_feeder
-from market_types.configuration import load
 from market_types.enums import Flag, MsgType
 from market_types.venues import VENUES
 from tapecast.checking import BboCheck
 from tapecast.daemons import guarded
-from tapecast.defaults_folder import DEFAULTS
 from tapecast.errors import UsageError
 from tapecast.folding import Folding
 from tapecast.view import DemoView, Numbers
 from tapecast.warmth import warm_up
-from tapecast.wire import Wire
+from tapecast.wire import Wire, settings_of
 from udp_protocol.frame import Frame, FrameError
 from udp_protocol.payloads import decode
-from udp_protocol.settings import Multicast
 
 VENUE = "binance"
 LIVE_PROBE = "https://fapi.binance.com/fapi/v1/ping"
@@ -142,11 +139,12 @@ class Demo:
         words = ["--replay", *map(str, recording), "--exit-at-end"] if recording else []
         warm_up()
         warm_up_feeder()  # here, so that the wait for the first frame is not a wait for the compiler
-        settings = load(Multicast, "multicast", folder=None, environ=environ, defaults=DEFAULTS)
         allow = Flag.REPLAY if recording else Flag(0)
         log = folder / "feeder.log"
         with (
-            Wire([VENUES[VENUE]], allow=allow, via="multicast", environ=environ, settings=settings) as wire,
+            Wire(
+                [VENUES[VENUE]], settings_of(None, environ), allow=allow, via="multicast", environ=environ
+            ) as wire,
             log.open("wb") as sink,
         ):
             feeder = subprocess.Popen(  # noqa: S603  (our own command)

@@ -10,7 +10,7 @@ from matching_engine.book import Book
 from matching_engine.books import L2Books
 from tapecast.entries import TYPES, Directory, Entry, entries, lost_entry
 from tapecast.errors import UsageError
-from tapecast.wire import Wire, allowed, venues_of
+from tapecast.wire import Wire, allowed, checked_source, settings_of, venues_of
 from udp_protocol.continuity import Continuity
 from udp_protocol.frame import FrameError
 from udp_protocol.sequencing import Lost, SessionBegin
@@ -19,6 +19,15 @@ POLL_S = 0.05
 KEPT_GAPS = 10_000
 
 _TYPE_WORDS = {*TYPES.values(), "lost"}
+
+
+def check_types(types: Iterable[str]) -> frozenset[str]:
+    """Return the words of `type`, all of them for none. Raises UsageError for one that does not exist."""
+    chosen = frozenset(types)
+    unknown = sorted(chosen - _TYPE_WORDS)
+    if unknown:
+        raise UsageError(f"--types: {', '.join(unknown)}, expected some of {', '.join(sorted(_TYPE_WORDS))}")
+    return chosen or frozenset(_TYPE_WORDS)
 
 
 class Subscription:
@@ -42,17 +51,12 @@ class Subscription:
         self.gaps: deque[Entry] = deque(maxlen=KEPT_GAPS)
         self.directory = Directory()
         self._globs = tuple(symbols)
-        self._types = frozenset(types) or frozenset(_TYPE_WORDS)
+        self._types = check_types(types)
         self._until_done = until_done
         self._continuity = Continuity()
         self._books = L2Books() if fold_books else None
         self._wanted: dict[int, bool] = {0: True}
         self._counts: Counter[str] = Counter()
-        unknown = sorted(self._types - _TYPE_WORDS)
-        if unknown:
-            raise UsageError(
-                f"--types: {', '.join(unknown)}, expected some of {', '.join(sorted(_TYPE_WORDS))}"
-            )
 
     @property
     def books(self) -> dict[str, Book]:
@@ -173,11 +177,6 @@ def subscribe(
     for name, value in (("symbols", symbols), ("types", types), ("allow", allow)):
         if isinstance(value, str):
             raise UsageError(f"{name}: {value!r}, expected several of them, such as ({value!r},)")
-    wire = Wire(
-        venues_of(venue),
-        allow=allowed(allow),
-        via=via,
-        environ=os.environ,
-        config=Path(config) if config is not None else None,
-    )
+    settings = settings_of(Path(config) if config is not None else None, os.environ)
+    wire = Wire(venues_of(venue), settings, allow=allowed(allow), via=checked_source(via), environ=os.environ)
     return Subscription(wire, symbols=symbols, types=types, until_done=until_done)

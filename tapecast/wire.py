@@ -22,6 +22,7 @@ from udp_protocol.settings import Multicast
 from udp_protocol.tape import sessions_of
 from udp_protocol.tape_follower import TapeFollower
 
+SOURCES = ("multicast", "tape")
 ALLOW_WORDS = {"replay": Flag.REPLAY, "sim": Flag.SIM}
 TICK_NS = 20_000_000
 BATCH_LIMIT = 512
@@ -36,6 +37,18 @@ def allowed(words: Iterable[str]) -> Flag:
             raise UsageError(f"--allow: {word!r}, expected replay, sim or both with a comma between")
         marks |= ALLOW_WORDS[word]
     return marks
+
+
+def checked_source(via: str) -> str:
+    """Return `via` if it is one of SOURCES. Raises UsageError."""
+    if via not in SOURCES:
+        raise UsageError(f"--via: {via!r}, expected {' or '.join(SOURCES)}")
+    return via
+
+
+def settings_of(config: Path | None, environ: Mapping[str, str]) -> Multicast:
+    """Return the wire's settings; `config` is what `--config` says. Raises ConfigError."""
+    return load(Multicast, "multicast", folder=config, environ=environ, defaults=DEFAULTS)
 
 
 def venues_of(name: str | None) -> list[Venue]:
@@ -145,35 +158,26 @@ class TapeSource:
 class Wire:
     """Frames in order from a set of venues.
 
-    via   "multicast" or "tape"
-    now   how the closing check stands: `counters`, `channels`
-    Raises UsageError and ConfigError.
+    via  one of SOURCES
     """
 
     def __init__(
         self,
         venues: Sequence[Venue],
+        settings: Multicast,
         *,
         allow: Flag,
         via: str,
         environ: Mapping[str, str],
-        config: Path | None = None,
-        settings: Multicast | None = None,
     ) -> None:
-        self.settings = settings or load(
-            Multicast, "multicast", folder=config, environ=environ, defaults=DEFAULTS
-        )
-        self.venues = venues
+        self.settings = settings
         channels = [channel for venue in venues for channel in venue.channels]
         self._receiver = Receiver(channels, time.monotonic_ns(), allow=allow)
         self._source: MulticastSource | TapeSource
-        if via == "multicast":
-            self._source = MulticastSource(venues, self.settings, self._receiver)
-        elif via == "tape":
+        if via == "tape":
             self._source = TapeSource(venues, shm_folder(environ), allow, self._receiver)
         else:
-            raise UsageError(f"--via: {via!r}, expected multicast or tape")
-        self.via = via
+            self._source = MulticastSource(venues, settings, self._receiver)
         self._ticked_ns = 0
 
     @property

@@ -226,7 +226,7 @@ def test_a_skipped_message_is_told_and_the_book_comes_right_again(stage: Any, re
         "--symbols",
         "SUSHIUSDT",
     )
-    stage.feed("--replay", *paths, "--speed", "4", "--faults", faults, "--exit-at-end")
+    stage.feed("--replay", *paths, "--speed", "10", "--faults", faults, "--exit-at-end")
     assert books.end() == 0, books.err
     Builder(paths).check(books.out)
     assert listener.end() == 0, listener.err
@@ -296,7 +296,7 @@ def test_a_stopped_feeder_ends_its_session_with_valid_books(stage: Any, recordin
 
 
 def test_replayed_frames_are_refused_unless_asked_for(stage: Any, recordings: Path) -> None:
-    refusing = stage.ready("listen", "--json", "--seconds", "8")
+    refusing = stage.ready("listen", "--json", "--seconds", "6")
     stage.feed("--replay", *paths_of(recordings, SMALL), "--speed", "max", "--exit-at-end")
     assert refusing.end() == 0, refusing.err
     assert refusing.out == ""
@@ -396,7 +396,7 @@ def test_what_a_venue_may_do_wrong_leaves_the_books_right(
     faults = stage.folder / "faults.toml"
     faults.write_text(f"[[fault]]\n{fault}\n")
     books = stage.ready(*BOOKS)
-    feeder = stage.feed("--replay", *paths, "--speed", "3", "--faults", faults, "--exit-at-end")
+    feeder = stage.feed("--replay", *paths, "--speed", "10", "--faults", faults, "--exit-at-end")
     assert books.end() == 0, books.err
     Builder(paths).check(books.out)
     assert counter in feeder.err
@@ -428,7 +428,7 @@ def test_a_ten_line_program(stage: Any, recordings: Path, monkeypatch: pytest.Mo
     assert first.name == "SUSHI-USDT-PERP"
     assert set(books) == set(builder.books)
     assert not wire.gaps
-    assert stats["trade"] == len(builder.messages["aggTrade"])
+    assert stats["trade"] == trades
 
 
 def test_the_demo_reports_what_it_saw(stage: Any, recordings: Path) -> None:
