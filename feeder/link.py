@@ -124,6 +124,9 @@ class Link(WSListener):
             if self.connected:  # cancelled: the socket is still there
                 transport.disconnect(graceful=False)
                 self._gone()
+        if not self._connected_ns:
+            self._shared.counters["connect_failures"] += 1
+            return "closed before the handshake was answered"
         return "closed by the venue"
 
     def pause(self) -> None:

@@ -6,13 +6,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 import orjson
 
-from tapecast.entries import Entry, to_json
+from tapecast.entries import Entry, plain, to_json
 from tapecast.folding import Folding
 from tapecast.subscription import Subscription, check_types
 from tapecast.warmth import warm_up
@@ -179,7 +180,7 @@ def _line(entry: Entry) -> str:
 
 
 def _word(value: object) -> str:
-    return format(value, "f") if hasattr(value, "as_tuple") else str(value)
+    return plain(value) if isinstance(value, Decimal) else str(value)
 
 
 def _say_troubles(wire: Wire, lost: int) -> None:

@@ -54,12 +54,20 @@ class Entry(dict[str, Any]):
 
 def to_json(entry: Entry) -> bytes:
     """Return the entry as one JSON object, decimals as plain text."""
-    return orjson.dumps(entry, default=_plain)
+    return orjson.dumps(entry, default=_json_of)
 
 
-def _plain(value: object) -> str:
+def plain(value: Decimal) -> str:
+    """Return a decimal in plain notation: no exponent, no trailing zeros, zero is 0."""
+    text = format(value, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _json_of(value: object) -> str:
     if isinstance(value, Decimal):
-        return format(value, "f")
+        return plain(value)
     raise TypeError(f"{type(value).__name__}: no JSON for it")
 
 

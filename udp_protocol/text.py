@@ -29,7 +29,7 @@ _MEANINGS = {letter: character for character, letter in _LETTERS.items()}
 
 
 class Exchange(NamedTuple):
-    """What a venue sent of one kind of instrument in the second before; once a second."""
+    """What a venue sent of one kind of instrument since its session began; once a second."""
 
     name: str  # the venue, lower case
     kind: str  # MarketKind.word

@@ -131,6 +131,8 @@ def test_every_entry_of_a_recording_is_heard_as_the_venue_said_it(stage: Any, re
     for entry in entries:
         by_type[entry["type"]].append(entry)
     assert {entry["source"] for entry in entries} == {"REPLAY"}
+    decimals = ("px", "qty", "bid_px", "bid_qty", "ask_px", "ask_qty", "tick_size", "lot_size", "multiplier")
+    assert all(plain(entry[key]) for entry in entries for key in decimals if key in entry)
     assert None not in {value for entry in entries for value in entry.values()}
     assert [json.loads(listener.err.splitlines()[0])["channels"]] == [list(range(2, 10))]
 
