@@ -24,7 +24,7 @@ from feeder.standin import Ready, StandIn, StandInError
 from feeder.venues import binance
 from feeder.venues.base import Market, Shared
 from feeder.warmth import warm_up
-from market_types.configuration import load
+from market_types.configuration import ConfigError, difference, load
 from market_types.enums import SOURCE_MARKS, EndReason, Flag
 from market_types.instruments import Instrument
 from market_types.places import shm_folder, state_folder
@@ -81,6 +81,7 @@ async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> i
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     feeder = Feeder(options, environ, defaults)
+    loop.add_signal_handler(signal.SIGHUP, feeder.reload)
     try:
         async with AsyncExitStack() as stack:
             session = await _until(stop, feeder.open(stack))
@@ -125,15 +126,27 @@ class Feeder:
         kind = "stock" if self._venue.stocks else "crypto"
         self._options = options
         self._environ = environ
-        self._wire = load(Multicast, "multicast", folder=options.config, environ=environ, defaults=defaults)
-        self._settings = load(
-            VenueSettings,
-            f"feeder/{kind}/{options.venue}",
-            folder=options.config,
-            environ=environ,
-            defaults=defaults,
-        )
+        self._file = f"feeder/{kind}/{options.venue}"
+        self._defaults = defaults
+        self._wire, self._settings = self._load()
         self._market(options.market)
+
+    def _load(self) -> tuple[Multicast, VenueSettings]:
+        folder, environ, defaults = self._options.config, self._environ, self._defaults
+        return (
+            load(Multicast, "multicast", folder=folder, environ=environ, defaults=defaults),
+            load(VenueSettings, self._file, folder=folder, environ=environ, defaults=defaults),
+        )
+
+    def reload(self) -> None:
+        """Read the configuration again and say what has changed; the next start takes it. Never raises."""
+        try:
+            wire, settings = self._load()
+        except ConfigError as error:
+            log.error("configuration_refused", error=str(error))
+            return
+        for key, old, new in difference(self._wire, wire) + difference(self._settings, settings):
+            log.info("configuration_changed", key=key, old=str(old), new=str(new), takes_effect="next start")
 
     def _market(self, name: str | None) -> Market:
         """Return the market of that name, the first one configured for None. Raises UsageError."""

@@ -64,6 +64,7 @@ class StandIn:
             "tapecast",
             "replay",
             *map(str, paths),
+            "--hold",
             "--speed",
             speed,
             "--at-end",

@@ -37,6 +37,7 @@ def main(
     faults: Path | None = None,
     at_end: str = "idle",
     seed: int = 0,
+    hold: bool = False,
 ) -> int:
     """Serve the capture of `paths` until SIGTERM or SIGINT, or its end with `at_end` "close".
 
@@ -44,6 +45,7 @@ def main(
     alias   number of cloned symbols to serve in place of the recorded ones; 0: the recorded ones
     loop    begin anew after the end, as after a reset of the venue
     faults  TOML file, see replay.faults
+    hold    only POST /_tapecast/start starts the clock, however quiet subscriptions are
     at_end  "idle": connections stay open and silent; "close": they are closed, and after 10 s it ends
     Prints the ready object, and at the end of the recording the done object, one a line.
     Returns the exit code: 0, or 2 for a wrong argument, capture or faults file, told on stderr.
@@ -52,7 +54,9 @@ def main(
         _check(speed, alias, at_end)
         planned = read_faults(faults) if faults is not None else None
         standin = _stand_in(open_capture(paths, market), alias, seed)
-        return uvloop.run(_serve(standin, speed, planned, seed, at_end, marked=alias == 0, loop=loop))
+        return uvloop.run(
+            _serve(standin, speed, planned, seed, at_end, marked=alias == 0, loop=loop, hold=hold)
+        )
     except (UsageError, CaptureError, FaultsError) as error:
         print(f"tapecast replay: {error}", file=sys.stderr)
         return 2
@@ -85,8 +89,9 @@ async def _serve(
     *,
     marked: bool,
     loop: bool,
+    hold: bool,
 ) -> int:
-    server = Server(standin, speed, faults, seed, marked=marked)
+    server = Server(standin, speed, faults, seed, marked=marked, hold=hold)
     running = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -62,11 +62,19 @@ class Server:
     """A stand-in on its sockets.
 
     marked  whether handshakes and answers carry `X-Tapecast-Source: replay`
+    hold    whether the clock waits to be started by POST, however quiet subscriptions are
     Raises faults.FaultsError for faults that do not fit the recording.
     """
 
     def __init__(
-        self, standin: StandIn, speed: float, faults: FaultsFile | None, seed: int, *, marked: bool
+        self,
+        standin: StandIn,
+        speed: float,
+        faults: FaultsFile | None,
+        seed: int,
+        *,
+        marked: bool,
+        hold: bool = False,
     ) -> None:
         self.standin = standin
         self.clock = Clock(speed)
@@ -77,6 +85,7 @@ class Server:
         self._connections: set[Connection] = set()
         self._dirty: set[Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._hold = hold
         self._quiet: asyncio.TimerHandle | None = None
         self._lost_takers = False
         self._over = False
@@ -300,7 +309,7 @@ class Server:
         connection.carried = list(connection.session.wanted())
         for stream, form in connection.carried:
             self._takers.setdefault(stream, {}).setdefault(form, []).append(connection)
-        if connection.session.subscribed and not self.clock.started.is_set():
+        if connection.session.subscribed and not (self._hold or self.clock.started.is_set()):
             if self._quiet is not None:
                 self._quiet.cancel()
             self._quiet = asyncio.get_running_loop().call_later(QUIET_S, self.clock.start)

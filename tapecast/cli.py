@@ -92,6 +92,7 @@ def replay(
     loop: Annotated[bool, Parameter(negative=())] = False,
     faults: Path | None = None,
     at_end: str = "idle",
+    hold: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Serve a recording as the venue would: its own WebSocket and REST on loopback.
 
@@ -113,10 +114,14 @@ def replay(
         TOML file of faults to commit.
     at_end
         idle: stay, silent; close: close every connection and exit.
+    hold
+        Start on POST /_tapecast/start alone, not also when subscriptions have been quiet for 250 ms.
     """
     from tapecast.daemons import run_replay
 
-    return run_replay(paths, market=market, speed=speed, alias=alias, loop=loop, faults=faults, at_end=at_end)
+    return run_replay(
+        paths, market=market, speed=speed, alias=alias, loop=loop, faults=faults, at_end=at_end, hold=hold
+    )
 
 
 @app.command

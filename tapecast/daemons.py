@@ -58,6 +58,7 @@ def run_replay(
     loop: bool,
     faults: Path | None,
     at_end: str,
+    hold: bool,
 ) -> int:
     """Run `tapecast replay`."""
     from replay.main import main as stand_in
@@ -67,7 +68,14 @@ def run_replay(
         if not paths:
             raise UsageError("replay: no path, expected the files of one capture or its folder")
         return stand_in(
-            paths, market=market, speed=_speed(speed), alias=alias, loop=loop, faults=faults, at_end=at_end
+            paths,
+            market=market,
+            speed=_speed(speed),
+            alias=alias,
+            loop=loop,
+            faults=faults,
+            at_end=at_end,
+            hold=hold,
         )
 
     return guarded(work)

@@ -1,11 +1,10 @@
 """Logs as events with keys: human-readable in a terminal, JSON lines elsewhere, a file in production.
 
-`TAPECAST_LOG` names the file; then nothing goes to the terminal, and SIGHUP opens it anew for logrotate.
+`TAPECAST_LOG` names the file; then nothing goes to the terminal, and what logrotate moved away is made anew.
 """
 
 import logging
 import logging.handlers
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -44,7 +43,6 @@ def _to_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.handlers.WatchedFileHandler(path)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
-    signal.signal(signal.SIGHUP, lambda *_: handler.reopenIfNeeded())
 
 
 def _json(event: object, **_: object) -> str:

@@ -128,8 +128,8 @@ class DemoView:
         p50, p99 = folding.recv_to_send.quantiles(0.5, 0.99)
         book50, book99 = folding.send_to_book.quantiles(0.5, 0.99)
         gaps = folding.types[MsgType.GAP]
-        state = VenueState(status.state).name.lower() if status is not None else "connecting"
-        links = f"{status.connected} of {status.total} links" if status is not None else ""
+        state = _state(status, replayed=self._replayed)
+        links = f"{status.connected}/{status.total} links" if status is not None else ""
         right = Text(
             f"{check.agreed} of {check.checked}",
             style="green" if check.agreed == check.checked else "bold red",
@@ -145,8 +145,8 @@ class DemoView:
         )
         grid.add_row(
             Text.assemble(("messages ", "dim"), f"{status.msgs_in:,}" if status is not None else "0"),
-            Text.assemble(("recv→send ", "dim"), f"p50 {_us(p50)}  p99 {_us(p99)}"),
-            Text.assemble(("send→book ", "dim"), f"p50 {_us(book50)}  p99 {_us(book99)}"),
+            Text.assemble(("recv→send ", "dim"), f"{_us(p50)}, p99 {_us(p99)}"),
+            Text.assemble(("send→book ", "dim"), f"{_us(book50)}, p99 {_us(book99)}"),
             Text("Ctrl-C ends", style="dim"),
         )
         return grid
@@ -157,6 +157,15 @@ def _price(mantissa: int, exp: int) -> str:
     if mantissa == NULL_PRICE:
         return "-"
     return f"{mantissa / 10**-exp:.{-exp}f}" if exp < 0 else to_text(mantissa, exp)
+
+
+def _state(status: Any, *, replayed: bool) -> str:  # noqa: ANN401  (a root of VENUE_STATUS or None)
+    """Return the venue's state in a word; a recording's venue goes down at its end."""
+    if status is None:
+        return "connecting"
+    if replayed and status.state == VenueState.DOWN:
+        return "the recording is over"
+    return VenueState(status.state).name.lower()
 
 
 def _us(ns: int) -> str:

@@ -4,7 +4,7 @@
 """
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -12,21 +12,23 @@ from typing import Protocol
 from market_types.configuration import load
 from market_types.enums import Flag
 from market_types.places import shm_folder
-from market_types.venues import VENUES, Venue
+from market_types.venues import CRYPTO_TEXT_CHANNEL, STOCKS_TEXT_CHANNEL, VENUES, Venue
 from tapecast.defaults_folder import DEFAULTS
 from tapecast.errors import UsageError
-from udp_protocol.multicast import GroupReceiver, group_address
+from udp_protocol.multicast import GroupReceiver, GroupSender, group_address
 from udp_protocol.receiver import Receiver
-from udp_protocol.sequencing import ChannelSequencer, Item
+from udp_protocol.sequencing import NS_PER_S, ChannelSequencer, Item, Lost
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import sessions_of
 from udp_protocol.tape_follower import TapeFollower
+from udp_protocol.text import Gap, format_line
 
 SOURCES = ("multicast", "tape")
 ALLOW_WORDS = {"replay": Flag.REPLAY, "sim": Flag.SIM}
 TICK_NS = 20_000_000
 BATCH_LIMIT = 512
 TAPE_SLEEP_S = 200e-6
+MAX_LINES_PER_S = 10
 
 
 def allowed(words: Iterable[str]) -> Flag:
@@ -155,6 +157,31 @@ class TapeSource:
             follower.close()
 
 
+class LossTeller:
+    """Tells the monitors what was lost here: GAP text lines, at most 10 a second and channel."""
+
+    def __init__(self, settings: Multicast) -> None:
+        self._settings = settings
+        self._sender = GroupSender(settings.interface, ttl=settings.ttl)
+        self._told: dict[int, deque[int]] = {}
+
+    def tell(self, lost: Lost, now_ns: int) -> None:
+        """Send the line of one range; now_ns is the realtime clock."""
+        told = self._told.setdefault(lost.channel, deque(maxlen=MAX_LINES_PER_S))
+        if lost.last < lost.first or (len(told) == MAX_LINES_PER_S and now_ns - told[0] < NS_PER_S):
+            return
+        told.append(now_ns)
+        stocks = lost.channel > STOCKS_TEXT_CHANNEL
+        channel = STOCKS_TEXT_CHANNEL if stocks else CRYPTO_TEXT_CHANNEL
+        port = self._settings.port_stocks if stocks else self._settings.port_crypto
+        line = format_line(Gap(lost.channel, lost.session, lost.first, lost.last, "lost", now_ns))
+        self._sender.send(f"{line}\n".encode(), (group_address(self._settings.group_a, channel), port))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._sender.close()
+
+
 class Wire:
     """Frames in order from a set of venues.
 
@@ -178,6 +205,7 @@ class Wire:
             self._source = TapeSource(venues, shm_folder(environ), allow, self._receiver)
         else:
             self._source = MulticastSource(venues, settings, self._receiver)
+        self._teller = LossTeller(settings)
         self._ticked_ns = 0
 
     @property
@@ -221,11 +249,15 @@ class Wire:
         if now_ns - self._ticked_ns >= TICK_NS:
             self._ticked_ns = now_ns
             self._receiver.tick(now_ns, out)
+        for item in out:
+            if isinstance(item, Lost):
+                self._teller.tell(item, time.time_ns())
         return out
 
     def close(self) -> None:
         """Leave the groups."""
         self._source.close()
+        self._teller.close()
 
     def __enter__(self) -> "Wire":
         return self

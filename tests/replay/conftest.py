@@ -100,6 +100,7 @@ def run(small: Path, tmp_path: Path) -> Callable[..., Any]:
         alias: int = 0,
         faults: str = "",
         prepare: Callable[[UsdM], None] = lambda _: None,
+        hold: bool = False,
     ) -> Any:
         file = None
         if faults:
@@ -110,7 +111,7 @@ def run(small: Path, tmp_path: Path) -> Callable[..., Any]:
 
         @contextlib.asynccontextmanager
         async def running() -> AsyncIterator[Stand]:
-            server = Server(standin, speed, file, 0, marked=alias == 0)
+            server = Server(standin, speed, file, 0, marked=alias == 0, hold=hold)
             await server.open()
             async with aiohttp.ClientSession() as http:
                 stand = Stand(server, http)

@@ -54,6 +54,17 @@ def test_the_clock_starts_when_subscriptions_are_quiet(run: Run) -> None:
     run(scenario)
 
 
+def test_a_clock_on_hold_waits_for_post_however_quiet_it_is(run: Run) -> None:
+    async def scenario(stand: Any) -> None:
+        async with stand.connect("/public/ws/ctkusdt@depth") as client:
+            await asyncio.sleep(0.5)
+            assert not stand.server.clock.started.is_set()
+            await stand.start()
+            assert orjson.loads(await client.recv())["s"] == "CTKUSDT"
+
+    run(scenario, hold=True)
+
+
 def test_a_url_with_streams_is_a_subscription_and_post_starts_at_once(run: Run) -> None:
     async def scenario(stand: Any) -> None:
         async with stand.connect("/public/ws/ctkusdt@depth") as client:

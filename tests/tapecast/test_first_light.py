@@ -367,6 +367,25 @@ def test_a_broken_configuration_stops_the_start(stage: Any, tmp_path: Path) -> N
     assert "multicast.toml" in process.err
 
 
+def test_sighup_tells_the_difference_and_refuses_what_is_broken(stage: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "config" / "feeder" / "crypto"
+    folder.mkdir(parents=True)
+    market = '[market.usdm]\nws_url = "ws://127.0.0.1:9"\nrest_url = "http://127.0.0.1:9"\n'
+    (folder / "binance.toml").write_text(f'symbols = ["BTCUSDT"]\n{market}')
+    feeder = stage.start("feeder", "binance", "--config", tmp_path / "config")
+    feeder.wait_for("venue_unreachable")
+    (folder / "binance.toml").write_text(f'symbols = ["BTCUSDT"]\ntrades = "agg"\n{market}')
+    feeder.signal(signal.SIGHUP)
+    feeder.wait_for("configuration_changed")
+    (folder / "binance.toml").write_text("symbols = [\n")
+    feeder.signal(signal.SIGHUP)
+    feeder.wait_for("configuration_refused")
+    feeder.signal(signal.SIGTERM)
+    assert feeder.end() == 0
+    (changed,) = [json.loads(line) for line in feeder.err.splitlines() if "configuration_changed" in line]
+    assert (changed["key"], changed["old"], changed["new"]) == ("trades", "trade", "agg")
+
+
 def test_unknown_symbols_are_named_and_the_rest_flows(stage: Any, recordings: Path) -> None:
     paths = paths_of(recordings, SMALL)
     books = stage.ready(*BOOKS)
@@ -412,8 +431,8 @@ def test_a_ten_line_program(stage: Any, recordings: Path, monkeypatch: pytest.Mo
             monkeypatch.setenv(name, value)
     monkeypatch.chdir(stage.folder)
     paths = paths_of(recordings, SMALL)
-    feeder = None
     trades, first = 0, None
+    signal.alarm(90)  # ends a subscription that no session comes for
     with tapecast.subscribe(
         venue="binance", symbols=("SUSHI*",), types=("trade", "bbo"), allow=("replay",), until_done=True
     ) as wire:
@@ -422,6 +441,7 @@ def test_a_ten_line_program(stage: Any, recordings: Path, monkeypatch: pytest.Mo
             trades += entry.type == "trade"
             first = first or entry
         books, stats = wire.books, wire.stats
+    signal.alarm(0)
     assert feeder.end() == 0
     builder = Builder(paths)
     assert trades == sum(data["s"] == "SUSHIUSDT" for data in builder.messages["aggTrade"])
