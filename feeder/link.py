@@ -118,7 +118,7 @@ class Link(WSListener):
             return f"{type(error).__name__}: {error}"
         try:
             await transport.wait_disconnected()
-        except (OSError, WSError) as error:
+        except (OSError, WSError, VenueError) as error:
             return f"{type(error).__name__}: {error}"
         finally:
             if self.connected:  # cancelled: the socket is still there

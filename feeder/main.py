@@ -333,9 +333,11 @@ class Session:
         gc.disable()  # the runner collects when it is idle
         if ready is not None:
             while not (runner.subscribed or self._over):
+                runner.check()
                 await asyncio.sleep(0.01)
             await feed.rest.post("/_tapecast/start")
         while not self._over:
+            runner.check()
             await asyncio.sleep(0.05)
 
     @property

@@ -74,7 +74,7 @@ class Publisher:
         writer["row"] = -1
         writer["next_seq"][:] = 1
         self.latency = Histogram(writer["latency"])
-        self._tape: TapeWriter | None = folder.open_session(
+        self._tape: TapeWriter = folder.open_session(
             session_id,
             venue_id=venue.venue_id,
             first_channel=venue.first_channel,
@@ -108,7 +108,7 @@ class Publisher:
             elif status == DONE:
                 break
         batch.clear()
-        self._folder_pulse()
+        self._pulse()
 
     def _send_outbox(self) -> None:
         writer = self._state[0]
@@ -136,7 +136,7 @@ class Publisher:
     def _more_room(self) -> None:
         """Go on in the next segment, or without a tape if shared memory is full."""
         writer = self._state[0]
-        if self._tape is not None and not writer["no_tape"]:
+        if not writer["no_tape"]:
             if self._tape.roll():
                 self._take_segment(self._tape.segment, self._tape.view, self._tape.at)
                 self._note_segment()
@@ -150,7 +150,7 @@ class Publisher:
 
     def _try_tape_again(self) -> None:
         writer = self._state[0]
-        if self._tape is not None and writer["no_tape"] and self._tape.roll():
+        if writer["no_tape"] and self._tape.roll():
             writer["no_tape"] = 0
             self._take_segment(self._tape.segment, self._tape.view, self._tape.at)
             self._note_segment()
@@ -158,19 +158,16 @@ class Publisher:
 
     def _note_segment(self) -> None:
         """Remember with which numbers a segment begins: what first_avail of a heartbeat is told from."""
-        assert self._tape is not None
         self._segment_begins.append((self._tape.next_record, self._state[0]["next_seq"].copy()))
 
     def _first_available(self, channel: int) -> int:
-        assert self._tape is not None
         begins = self._segment_begins
         while len(begins) > 1 and begins[1][0] <= self._tape.oldest_record:
             begins.popleft()
         return int(begins[0][1][channel])
 
-    def _folder_pulse(self) -> None:
-        if self._tape is not None:
-            self._tape.pulse(time.monotonic_ns())
+    def _pulse(self) -> None:
+        self._tape.pulse(time.monotonic_ns())
 
     @property
     def frames(self) -> int:
@@ -213,8 +210,7 @@ class Publisher:
 
     def close(self) -> None:
         """Give tape and sockets back."""
-        if self._tape is not None:
-            self._tape.close()
+        self._tape.close()
         self._folder.close()
         for sender, _ in self._lines:
             sender.close()
@@ -274,7 +270,7 @@ class Publisher:
                 self._send_heartbeat(channel)
                 self._beat_stage[channel] = stage = min(self._beat_stage[channel] + 1, len(BEAT_WAITS_NS) - 1)
                 self._beat_at_ns[channel] = now_ns + BEAT_WAITS_NS[stage]
-        self._folder_pulse()
+        self._pulse()
         return self.next_beat_ns
 
     @property

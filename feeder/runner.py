@@ -5,6 +5,7 @@ import gc
 import time
 from collections import deque
 from collections.abc import Sequence
+from typing import Any
 
 import structlog
 
@@ -95,8 +96,10 @@ class Runner:
         self.ends_with_recording = ends_with_recording
         self.ending = False
         self._publisher = publisher
+        self._failure: BaseException | None = None
         self._loop = asyncio.get_running_loop()
         self._waiting = 0  # messages since the last wake-up
+        self._loop.set_exception_handler(self._failed)
         self._tasks: list[asyncio.Task[None]] = []
         self._pacer = Pacer(paced, publisher.frames, time.monotonic_ns())
         self._beat_timer: asyncio.TimerHandle | None = None
@@ -117,14 +120,23 @@ class Runner:
             self.links.append(link)
             self._tasks.append(asyncio.create_task(link.run()))
 
+    def check(self) -> None:
+        """Raise what went wrong in a task or callback: a feeder that cannot beat or report must not go on."""
+        for task in self._tasks:
+            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
+                raise error
+        if self._failure is not None:
+            raise self._failure
+
+    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        self._failure = context.get("exception") or RuntimeError(context["message"])
+
     async def stop(self) -> None:
         """Close the links."""
         self.ending = True
         for task in self._tasks:
             task.cancel()
-        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(result, Exception):
-                raise result
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def still(self) -> None:
         """Beat no more."""

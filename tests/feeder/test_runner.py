@@ -1,8 +1,13 @@
-"""Pacing of recordings and connects, with time as an argument."""
+"""Pacing of recordings and connects, with time as an argument; and what must not fail in silence."""
 
+import asyncio
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
-from feeder.runner import NS_PER_S, STAGGER_S, ConnectGate, Pacer
+import pytest
+
+from feeder.runner import NS_PER_S, STAGGER_S, ConnectGate, Pacer, Runner
 
 
 def test_a_paced_feeder_keeps_its_rate_over_time() -> None:
@@ -32,3 +37,29 @@ def test_connects_are_staggered_and_never_more_than_the_venue_allows() -> None:
     assert min(later - turn for turn, later in pairwise(turns)) >= STAGGER_S * 0.999
     for turn in turns:
         assert sum(turn <= other < turn + 60.0 for other in turns) <= 30
+
+
+def runner_with(**publisher: Any) -> Runner:
+    given = {"batch": SimpleNamespace(), "frames": 0, **publisher}
+    return Runner(SimpleNamespace(**given), paced=0, ends_with_recording=False)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("where", ["task", "callback"])
+def test_a_feeder_that_cannot_beat_or_report_does_not_go_on(where: str) -> None:
+    def broken(*_: object) -> int:
+        raise RuntimeError("broken")
+
+    async def main() -> None:
+        runner = runner_with(beat=broken if where == "callback" else lambda _: 2**62, second=broken)
+        runner.check()
+        if where == "callback":
+            asyncio.get_running_loop().call_soon(runner._beat)
+        else:
+            runner.begin()
+        await asyncio.sleep(0.05)
+        with pytest.raises(RuntimeError, match="broken"):
+            runner.check()
+        runner.still()
+        await runner.stop()
+
+    asyncio.run(main())
