@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
@@ -111,7 +112,7 @@ def books(options: WireOptions, n_levels: int, *, as_json: bool) -> int:
             else:
                 _print_book(said)
         sys.stdout.flush()
-        _say_troubles(wire, folding.lost)
+        _say_troubles(wire.counters + Counter(folding.books.counters))
         if watch.nothing_came:
             _say(f"no session came within {options.wait_s:g} s: {NO_SESSION}")
             return 1
@@ -134,7 +135,6 @@ def _print_book(said: dict[str, object]) -> None:
 
 def listen(options: WireOptions, types: Sequence[str], count: int | None, *, as_json: bool) -> int:
     """Print entries as they come. Return the exit code."""
-    lost = 0
     printed = 0
     check_types(types)
     with Subscription(join(options), symbols=options.symbols, types=types, fold_books=False) as wire:
@@ -142,12 +142,11 @@ def listen(options: WireOptions, types: Sequence[str], count: int | None, *, as_
         with watch.signals():
             while not watch.over() and (count is None or printed < count):
                 found = wire.take(POLL_S)
-                lost += sum(entry.type == "lost" for entry in found)
                 if count is not None:
                     found = found[: count - printed]
                 printed += len(found)
                 _print_entries(found, as_json=as_json)
-        _say_troubles(wire.wire, lost)
+        _say_troubles(wire.troubles)
         if watch.nothing_came:
             _say(f"no session came within {options.wait_s:g} s: {NO_SESSION}")
             return 1
@@ -183,10 +182,11 @@ def _word(value: object) -> str:
     return plain(value) if isinstance(value, Decimal) else str(value)
 
 
-def _say_troubles(wire: Wire, lost: int) -> None:
-    troubles = {name: number for name, number in sorted(wire.counters.items()) if number}
-    if lost or troubles:
-        _say("troubles on the wire: " + ", ".join(f"{name} {number}" for name, number in troubles.items()))
+def _say_troubles(counters: Counter[str]) -> None:
+    """Say which counters of SPEC.md section 10 and of the books are not 0."""
+    troubles = [f"{name} {number}" for name, number in sorted(counters.items()) if number]
+    if troubles:
+        _say("troubles on the wire: " + ", ".join(troubles))
 
 
 def _say(line: str) -> None:

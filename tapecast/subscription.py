@@ -35,7 +35,7 @@ class Subscription:
 
     books  the L2 books of the instruments, by the venue's symbol
     gaps   the last entries of type gap and lost
-    stats  counters: entries delivered, and those of SPEC.md section 10
+    stats  counters: entries by type, and `troubles`
     """
 
     def __init__(
@@ -56,7 +56,8 @@ class Subscription:
         self._continuity = Continuity()
         self._books = L2Books() if fold_books else None
         self._wanted: dict[int, bool] = {0: True}
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()  # entries by type
+        self._bad: Counter[str] = Counter()
 
     @property
     def books(self) -> dict[str, Book]:
@@ -71,8 +72,14 @@ class Subscription:
 
     @property
     def stats(self) -> dict[str, int]:
-        """Return the counters."""
-        return {**self.wire.counters, **self._counts}
+        """Return the entries by type, and `troubles`."""
+        return {**self._counts, **self.troubles}
+
+    @property
+    def troubles(self) -> Counter[str]:
+        """Return the counters of SPEC.md section 10, and those of the books."""
+        books = Counter(self._books.counters) if self._books is not None else Counter[str]()
+        return self.wire.counters + self._bad + books
 
     def take(self, timeout_s: float = POLL_S) -> list[Entry]:
         """Return the entries that came, waiting up to `timeout_s` for the first."""
@@ -89,13 +96,13 @@ class Subscription:
                 header = item.header
                 if not self._continuity.whole(header) and self._books and header.symbol_id in self._books:
                     self._books.invalidate(header.symbol_id)
+                if self._books is not None:
+                    self._books.apply(header, item.payload)
                 try:
                     found = list(entries(item, self.directory))
                 except FrameError as error:
-                    self._counts[error.counter] += 1
+                    self._bad[error.counter] += 1
                     continue
-                if self._books is not None:
-                    self._books.apply(header, item.payload)
                 if self._wants(header.symbol_id):
                     for entry in found:
                         self._add(entry, out)

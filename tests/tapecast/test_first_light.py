@@ -1,5 +1,6 @@
 """The whole way with real processes: recording, venue's protocol, feeder, wire, subscriber."""
 
+import asyncio
 import json
 import signal
 import time
@@ -423,8 +424,14 @@ def test_what_a_venue_may_do_wrong_leaves_the_books_right(
     assert counter in feeder.err
 
 
-def test_a_ten_line_program(stage: Any, recordings: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_ten_line_program(
+    stage: Any, recordings: Path, monkeypatch: pytest.MonkeyPatch, asynchronous: bool
+) -> None:
     import tapecast
+
+    async def heard(wire: tapecast.Subscription) -> list[tapecast.Entry]:
+        return [entry async for entry in wire]
 
     for name, value in stage.environ.items():
         if name.startswith("TAPECAST"):
@@ -437,7 +444,7 @@ def test_a_ten_line_program(stage: Any, recordings: Path, monkeypatch: pytest.Mo
         venue="binance", symbols=("SUSHI*",), types=("trade", "bbo"), allow=("replay",), until_done=True
     ) as wire:
         feeder = stage.start("feeder", "binance", "--replay", *paths, "--speed", "max", "--exit-at-end")
-        for entry in wire:
+        for entry in asyncio.run(heard(wire)) if asynchronous else wire:
             trades += entry.type == "trade"
             first = first or entry
         books, stats = wire.books, wire.stats

@@ -1,0 +1,131 @@
+"""What a subscriber is told, frame by frame, without sockets."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from market_types.enums import Flag
+from tapecast.errors import UsageError
+from tapecast.subscription import Subscription, check_types, subscribe
+from tapecast.wire import allowed, checked_source, venues_of
+from udp_protocol.datagram import walk
+from udp_protocol.frame import Frame
+from udp_protocol.sequencing import Lost, SessionBegin
+
+VECTORS = json.loads((Path(__file__).parents[1] / "udp_protocol" / "wire-vectors.json").read_text())
+
+
+def vector(name: str, group: str = "frames", **changes: Any) -> Frame:
+    (frame,) = walk(bytes.fromhex(VECTORS[group][name]["hex"]), channel=None)
+    return frame._replace(header=frame.header._replace(**changes))
+
+
+class FakeWire:
+    """Gives what it was made with, once."""
+
+    def __init__(self, *items: Any) -> None:
+        self.counters: Counter[str] = Counter()
+        self.done = True
+        self._items = list(items)
+
+    def poll(self, _: float) -> list[Any]:
+        items, self._items = self._items, []
+        return items
+
+    def close(self) -> None:
+        self.counters["closed"] += 1
+
+
+def subscription(*items: Any, **words: Any) -> Subscription:
+    return Subscription(FakeWire(*items), until_done=True, **words)  # type: ignore[arg-type]
+
+
+DEFINITION = vector("instrument_def_option", symbol_id=17, channel_id=7, inst_seq=1)
+BEGIN = SessionBegin(7, 1763683199)
+
+
+def test_entries_come_in_order_and_are_counted() -> None:
+    wire = subscription(BEGIN, DEFINITION, vector("trade_shib", inst_seq=2), Lost(7, 1763683199, 5, 6))
+    assert [entry.type for entry in wire] == ["instrument", "trade", "lost"]
+    assert wire.stats == {"instrument": 1, "trade": 1, "lost": 1}
+    assert [entry.first for entry in wire.gaps] == [5]
+
+
+def test_only_the_types_asked_for_come_and_all_are_counted() -> None:
+    wire = subscription(DEFINITION, vector("trade_shib", inst_seq=2), types=("trade",))
+    assert [entry.type for entry in wire] == ["trade"]
+    assert wire.stats["instrument"] == 1
+
+
+@pytest.mark.parametrize(
+    ("glob", "heard"), [("BTC-26DEC25-*", True), ("BTC-USD-251226-*", True), ("ETH*", False)]
+)
+def test_symbols_are_globs_over_both_names(glob: str, heard: bool) -> None:
+    wire = subscription(DEFINITION, vector("trade_shib", inst_seq=2), types=("trade",), symbols=(glob,))
+    assert bool(list(wire)) is heard
+
+
+def test_without_a_definition_a_chosen_symbol_cannot_be_told() -> None:
+    assert not list(subscription(vector("trade_shib"), types=("trade",), symbols=("*",)))
+    assert list(subscription(vector("trade_shib"), types=("trade",)))
+
+
+def test_a_bad_payload_is_counted_and_the_book_concerned_invalid() -> None:
+    snapshot = vector("l2_snapshot_spin", flags=0, inst_seq=2)
+    wire = subscription(BEGIN, DEFINITION, snapshot, vector("level_side_zero", "malformed", inst_seq=3))
+    assert [entry.type for entry in wire] == ["instrument", "l2", "l2", "l2"]
+    assert wire.books == {}
+    assert wire.troubles["bad_payload"] >= 1
+
+
+def test_a_book_is_there_once_its_snapshot_came_and_suspect_after_a_loss() -> None:
+    snapshot = vector("l2_snapshot_spin", flags=0, inst_seq=2)
+    wire = subscription(BEGIN, DEFINITION, snapshot)
+    list(wire)
+    assert wire.books["BTC-26DEC25-120000-C"].bids_text() == [
+        ["0.00001233", "9000000000"],
+        ["0.00001232", "7000"],
+    ]
+    wire = subscription(BEGIN, DEFINITION, snapshot, Lost(7, 1763683199, 3, 9))
+    list(wire)
+    assert wire.books == {}
+    wire = subscription(BEGIN, DEFINITION, snapshot, SessionBegin(7, 1763683200))
+    list(wire)
+    assert wire.books == {}
+
+
+def test_a_hole_in_the_instrument_s_numbers_ends_its_book() -> None:
+    snapshot = vector("l2_snapshot_spin", flags=0, inst_seq=2)
+    wire = subscription(BEGIN, DEFINITION, snapshot, vector("bbo", inst_seq=4))
+    list(wire)
+    assert wire.books == {}
+
+
+def test_it_closes_its_wire() -> None:
+    with subscription() as wire:
+        pass
+    assert wire.troubles == {"closed": 1}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: check_types(("trades",)),
+        lambda: allowed(("test",)),
+        lambda: venues_of("nowhere"),
+        lambda: checked_source("pigeon"),
+        lambda: subscribe(symbols="BTCUSDT"),
+    ],
+)
+def test_words_that_do_not_exist_are_refused(call: Any) -> None:
+    with pytest.raises(UsageError, match="expected"):
+        call()
+
+
+def test_words_that_do() -> None:
+    assert allowed(("replay", "sim")) == Flag.REPLAY | Flag.SIM
+    assert [venue.name for venue in venues_of("okx")] == ["okx"]
+    assert check_types(()) > {"trade", "lost", "status"}
