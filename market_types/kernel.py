@@ -15,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar, cast
 
+from market_types.places import cache_folder
+
 F = TypeVar("F", bound=Callable[..., object])
 
 _ROOMS = ("market_types", "udp_protocol", "matching_engine", "feeder")
@@ -30,13 +32,9 @@ def _source_stamp(root: Path) -> str:
     return digest.hexdigest()
 
 
-def _cache_folder() -> Path:
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "tapecast" / _source_stamp(Path(__file__).resolve().parents[1])
-
-
 if "NUMBA_CACHE_DIR" not in os.environ:
-    os.environ["NUMBA_CACHE_DIR"] = str(_cache_folder())
+    _stamp = _source_stamp(Path(__file__).resolve().parents[1])
+    os.environ["NUMBA_CACHE_DIR"] = str(cache_folder(os.environ) / _stamp)
 
 from numba import njit  # noqa: E402  (the cache folder has to be known first)
 
