@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder.batch import MAX_ROWS
+from feeder.columns import MAX_ROWS
 from market_types.enums import Action, Flag, MsgType
 from market_types.histogram import N_BUCKETS, bucket_of
 from market_types.kernel import kernel

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder.batch import Batch, lazily_zeroed
+from feeder.batch import Batch
+from feeder.columns import lazily_zeroed
 from feeder.framing import DONE, MAX_CHANNELS, NEED_ROOM, WRITER, frame_batch
 from market_types.enums import NO_SEQ, EndReason, Flag, MarketKind, MsgType, VenueState
 from market_types.histogram import Histogram

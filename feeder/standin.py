@@ -60,6 +60,7 @@ class StandIn:
         """Start it and wait for its first line. Raises StandInError."""
         command = [
             sys.executable,
+            "-P",
             "-m",
             "tapecast",
             "replay",

@@ -148,7 +148,7 @@ class Demo:
             log.open("wb") as sink,
         ):
             feeder = subprocess.Popen(  # noqa: S603  (our own command)
-                [sys.executable, "-m", "tapecast", "feeder", VENUE, *words],
+                [sys.executable, "-P", "-m", "tapecast", "feeder", VENUE, *words],
                 env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
                 preexec_fn=_die_with_parent,  # noqa: PLW1509  (this process has one thread)
             )  # fmt: skip

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from feeder.batch import MAX_EVENTS, Batch, OutOfRange, VenueError
+from feeder.batch import Batch, OutOfRange, VenueError
+from feeder.columns import MAX_EVENTS
 from market_types.enums import (
     NULL_PRICE,
     Action,
