@@ -44,6 +44,8 @@ REFRESH_S = 0.2
 AGREED_SHARE = 0.99
 DEFAULT_RECORDING = "binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz"
 PR_SET_PDEATHSIG = 1
+#: where recordings are looked for unless TAPECAST_RECORDINGS names a place, beside folder or checkout
+BESIDE = (Path("../shared/recordings"), Path(__file__).resolve().parents[2] / "shared" / "recordings")
 
 HOW_TO_GET_ONE = """\
 No venue answered, and no recording was found. Get one in either way:
@@ -74,10 +76,11 @@ def find_recording(paths: Sequence[Path], environ: dict[str, str]) -> list[Path]
         if missing:
             raise UsageError(f"--recording: {', '.join(missing)} does not exist")
         return list(paths)
-    for folder in (environ.get("TAPECAST_RECORDINGS"), "../shared/recordings"):
-        if folder and (Path(folder) / DEFAULT_RECORDING).exists():
-            return [Path(folder) / DEFAULT_RECORDING]
-        if folder and (found := sorted((Path(folder) / "binance_usdm").glob("*.gz"))):
+    named = environ.get("TAPECAST_RECORDINGS")
+    for folder in (Path(named),) if named else BESIDE:
+        if (folder / DEFAULT_RECORDING).exists():
+            return [folder / DEFAULT_RECORDING]
+        if found := sorted((folder / "binance_usdm").glob("*.gz")):
             return [found[0]]
     return []
 
