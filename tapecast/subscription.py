@@ -33,7 +33,7 @@ def check_types(types: Iterable[str]) -> frozenset[str]:
 class Subscription:
     """Entries from the wire, in order a channel: iterate it, also with `async for`; close it or use `with`.
 
-    books  the L2 books of the instruments, by the venue's symbol
+    books  the L2 books that are valid now, by (venue, name): `books["binance", "BTC-USDT-PERP"]`
     gaps   the last entries of type gap and lost
     stats  counters: entries by type, and `troubles`
     """
@@ -60,12 +60,12 @@ class Subscription:
         self._bad: Counter[str] = Counter()
 
     @property
-    def books(self) -> dict[str, Book]:
-        """Return the books that are valid now, by the venue's symbol."""
+    def books(self) -> dict[tuple[str, str], Book]:
+        """Return the books that are valid now, by venue and normalised name."""
         assert self._books is not None
         known = self.directory.instruments
         return {
-            known[symbol_id].symbol: book
+            (known[symbol_id].venue.name, known[symbol_id].name): book
             for symbol_id, book in self._books.items()
             if book.valid and symbol_id in known and symbol_id not in self._continuity.suspect
         }

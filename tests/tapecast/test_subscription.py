@@ -85,7 +85,7 @@ def test_a_book_is_there_once_its_snapshot_came_and_suspect_after_a_loss() -> No
     snapshot = vector("l2_snapshot_spin", flags=0, inst_seq=2)
     wire = subscription(BEGIN, DEFINITION, snapshot)
     list(wire)
-    assert wire.books["BTC-26DEC25-120000-C"].bids_text() == [
+    assert wire.books["deribit", "BTC-USD-251226-120000-C"].bids_text() == [
         ["0.00001233", "9000000000"],
         ["0.00001232", "7000"],
     ]
