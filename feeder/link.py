@@ -8,7 +8,7 @@ import structlog
 from picows import WSCloseCode, WSError, WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
 from feeder.backoff import RESET_AFTER_S, Backoff
-from feeder.batch import Batch, Request, VenueError
+from feeder.batch import Batch, OutOfRange, Request, VenueError
 from feeder.venues.base import Adapter, Plan
 
 if TYPE_CHECKING:
@@ -233,6 +233,8 @@ class Link(WSListener):
     def _bad(self, counter: str, error: VenueError, now_ns: int) -> None:
         """Count a message that says what it must not; log no more than one in ten seconds."""
         self._shared.counters[counter] += 1
+        if isinstance(error, OutOfRange):
+            self._shared.counters["encode_range"] += 1
         if now_ns - self._errors_logged_ns > ERROR_LOG_EVERY_S * 1e9:
             self._errors_logged_ns = now_ns
             log.warning(counter, url=self._url, error=str(error), total=self._shared.counters[counter])

@@ -357,6 +357,11 @@ class Session:
         runner.report(time.time_ns())
         await runner.stop()
         publisher.end(EndReason.PLANNED)
-        log.info("session_ended", session=publisher.session_id, frames=publisher.frames)
+        log.info(
+            "session_ended",
+            session=publisher.session_id,
+            frames=publisher.frames,
+            counters=dict(runner.counters),
+        )
         await asyncio.sleep(END_HEARTBEATS_S)
         runner.still()

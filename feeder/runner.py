@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -163,6 +163,13 @@ class Runner:
         """Return how many messages came since the start."""
         return sum(link.n_messages for link in self.links)
 
+    @property
+    def counters(self) -> Counter[str]:
+        """Return what went wrong since the start, by name: what the links, REST and the publisher counted."""
+        shared = {id(link.feed.shared): link.feed.shared.counters for link in self.links}
+        troubles = {name: n for name, n in self._publisher.counters.items() if name != "datagrams"}
+        return sum(shared.values(), Counter()) + Counter(troubles)
+
     # ---------------------------------------------------------------- what links call
 
     def touched(self) -> None:
@@ -268,6 +275,9 @@ class Runner:
             p50, p99, p999, top = latency.quantiles(0.5, 0.99, 0.999, 1.0)
             lines.append(format_line(Lat(name, "recv_to_send", latency.n, p50, p99, p999, top, now_ns)))
             latency.reset()
+        if counters := self.counters:
+            pairs = ",".join(f"{counter}={number}" for counter, number in sorted(counters.items()))
+            lines.append(f"COUNTERS|{name}|{pairs}|{now_ns}")
         alerts, self.batch.alerts = self.batch.alerts, []
         for level, keyword, field in alerts:
             log.log({"info": 20, "warn": 30, "crit": 50}[level], "alert", keyword=keyword, field=field)

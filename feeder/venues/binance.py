@@ -37,6 +37,7 @@ EVENTS_BEFORE_SNAPSHOT: Final = 2  # asking earlier mostly brings a snapshot old
 SILENT_NS: Final = 10 * NS_PER_S  # an acknowledged depth stream without data
 RETRY_CAP_NS: Final = 60 * NS_PER_S
 STREAMS_PER_SUBSCRIBE: Final = 200
+STREAMS_PER_SYMBOL: Final = 3  # book, quotes, trades
 PERPETUAL_DELIVERY_MS: Final = 4133404800000  # the venue's sentinel
 
 
@@ -200,7 +201,7 @@ class Usdm:
         available = None if offered is None else {_class_of(stream) for stream in offered}
         speed = FASTEST_DEPTH if settings.depth == "fastest" else settings.depth
         plans: list[Plan] = []
-        size = settings.symbols_per_connection
+        size = min(settings.symbols_per_connection, self.limits.streams_per_connection // STREAMS_PER_SYMBOL)
         for first in range(0, len(instruments), size):
             group = tuple(instruments[first : first + size])
             public: list[str] = []
@@ -280,7 +281,7 @@ class _Book:
     """How far one instrument's book is in the venue's synchronisation rule."""
 
     __slots__ = (
-        "asked_ns", "depth_ns", "failures", "fetching", "instrument", "last_pu", "last_u", "live", "pending",
+        "depth_ns", "failures", "fetching", "instrument", "last_pu", "last_u", "live", "pending",
         "retry_ns", "snapshot",
     )  # fmt: skip
 
@@ -292,7 +293,6 @@ class _Book:
         self.pending: deque[tuple[Depth, int]] = deque(maxlen=MAX_PENDING)  # with ts_recv_ns
         self.snapshot: tuple[Snapshot, int] | None = None  # newer than every pending event
         self.fetching = False
-        self.asked_ns = 0
         self.retry_ns = 0  # no snapshot is asked for before
         self.failures = 0
         self.depth_ns = 0  # when the last event came
@@ -374,11 +374,15 @@ class UsdmAdapter:
 
     def tick(self, now_ns: int, out: Batch) -> None:
         """Ask for snapshots that are due; fall back from a depth stream that stays silent."""
+        silent = []
         for book in self._books.values():
             if not book.live:
                 self._ask(book, now_ns, out, patient=False)
             if self._subscribed_ns and not book.depth_ns and now_ns - self._subscribed_ns > SILENT_NS:
-                self._fall_back(book, now_ns, out)
+                book.depth_ns = now_ns
+                silent.append(book.instrument.symbol)
+        if silent:
+            self._fall_back(silent, out)
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: nothing is replayed after a reconnect."""
@@ -418,7 +422,6 @@ class UsdmAdapter:
             )
         except VenueError as error:
             self._invalidate(book, ts_recv_ns, _reason(error), event.pu + 1, event.u, out)
-            self._ask(book, ts_recv_ns, out, patient=True)
             raise
         book.last_u, book.last_pu = event.u, event.pu
 
@@ -447,7 +450,6 @@ class UsdmAdapter:
         if patient and len(book.pending) < EVENTS_BEFORE_SNAPSHOT:
             return
         book.fetching = True
-        book.asked_ns = now_ns
         symbol = book.instrument.symbol
         out.fetch(
             Request(
@@ -505,15 +507,18 @@ class UsdmAdapter:
         if bad is not None:
             raise bad
 
-    def _fall_back(self, book: _Book, now_ns: int, out: Batch) -> None:
-        """Ask for the documented depth stream: the fastest one is undocumented and may vanish."""
-        book.depth_ns = now_ns
-        symbol = book.instrument.symbol
-        fastest = f"{symbol.lower()}@depth@{FASTEST_DEPTH}"
-        out.alert("warn", "DEPTH_SILENT", f"symbol={symbol}")
-        if fastest in self._plan.streams:
-            out.send(self._request("UNSUBSCRIBE", [fastest]))
-            out.send(self._request("SUBSCRIBE", [f"{symbol.lower()}@depth@100ms"]))
+    def _fall_back(self, symbols: list[str], out: Batch) -> None:
+        """Ask for the documented depth streams: the fastest one is undocumented and may vanish.
+
+        All symbols share two messages, since the venue counts messages, not streams.
+        """
+        for symbol in symbols:
+            out.alert("warn", "DEPTH_SILENT", f"symbol={symbol}")
+        fastest = [f"{symbol.lower()}@depth@{FASTEST_DEPTH}" for symbol in symbols]
+        if vanished := [stream for stream in fastest if stream in self._plan.streams]:
+            documented = [stream.replace(f"@{FASTEST_DEPTH}", "@100ms") for stream in vanished]
+            out.send(self._request("UNSUBSCRIBE", vanished))
+            out.send(self._request("SUBSCRIBE", documented))
 
     # -------------------------------------------------------------- trades
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from feeder import link as link_module
-from feeder.batch import VenueError
+from feeder.batch import OutOfRange, VenueError
 from feeder.link import Link
 from feeder.venues.base import Limits, Plan, Shared
 
@@ -39,6 +39,8 @@ class Recorder:
     def receive(self, message: bytes, ts_recv_ns: int, out: Any) -> None:
         if message == b"bad":
             raise VenueError("message: bad, expected a good one")
+        if message == b"big":
+            raise OutOfRange("message: big, expected one that fits")
         self.messages.append(message)
 
     def disconnected(self, now_ns: int, out: Any) -> None:
@@ -156,13 +158,13 @@ def test_it_subscribes_and_hands_on_whole_messages() -> None:
 def test_a_bad_message_costs_itself_alone() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
-        writer.write(frame(b"one") + frame(b"bad") * 3 + frame(b"two"))
+        writer.write(frame(b"one") + frame(b"bad") * 2 + frame(b"big") + frame(b"two"))
         await asyncio.sleep(10)
 
     async def main() -> None:
         async with served(handler) as stage:
             await until(lambda: len(stage.heard) == 2)
-            assert stage.shared.counters == {"bad_messages": 3}
+            assert stage.shared.counters == {"bad_messages": 3, "encode_range": 1}
 
     asyncio.run(main())
 

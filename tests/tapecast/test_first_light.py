@@ -404,7 +404,7 @@ def test_unknown_symbols_are_named_and_the_rest_flows(stage: Any, recordings: Pa
 @pytest.mark.parametrize(
     ("fault", "counter"),
     [
-        ('do = "garbage"\nat_message = 50\ncount = 5\nstream = "*"', "bad_messages"),
+        ('do = "garbage"\nat_message = 50\ncount = 5\nstream = "*@bookTicker"', "bad_messages"),
         ('do = "oversize"\nat_message = 50\nstream = "sushiusdt@bookTicker"', "link_down"),
         ('do = "close"\nat_message = 200\nstream = "*@depth*"', "link_down"),
         ('do = "duplicate"\nat_message = 100\ncount = 3\nstream = "*@depth*"', ""),
@@ -422,6 +422,11 @@ def test_what_a_venue_may_do_wrong_leaves_the_books_right(
     assert books.end() == 0, books.err
     Builder(paths).check(books.out)
     assert counter in feeder.err
+    (ended,) = [json.loads(line) for line in feeder.err.splitlines() if "session_ended" in line]
+    if counter == "bad_messages":
+        assert ended["counters"]["bad_messages"] == 5
+    if "duplicate" in fault:
+        assert ended["counters"] == {"depth_duplicates": 3}
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])

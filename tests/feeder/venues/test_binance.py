@@ -511,6 +511,14 @@ def test_a_silent_fastest_stream_gives_way_to_the_documented_one(
     assert [alert[1] for alert in rig.batch.alerts] == ["DEPTH_SILENT"]
 
 
+def test_silent_streams_of_many_symbols_share_two_messages(make_desk: Callable[..., Any]) -> None:
+    rig = Rig(make_desk, [f"S{n}USDT" for n in range(50)], {})
+    rig.adapter.hello()
+    rig.hear(b'{"result":null,"id":1}')
+    rig.adapter.tick(rig.now_ns + SILENT_NS + 1, rig.batch)
+    assert [len(json.loads(message)["params"]) for message in rig.batch.messages] == [50, 50]
+
+
 def test_a_buffer_that_overflows_keeps_the_newest(sushi: tuple[Rig, list[Message], Oracle]) -> None:
     rig, events, _ = sushi
     for _ in range(MAX_PENDING // len(events) + 2):
@@ -529,6 +537,9 @@ def test_plans_respect_the_routes_and_what_a_stand_in_offers() -> None:
     ]  # fmt: skip
     assert plans[0].streams == ("a@depth@0ms", "a@bookTicker", "b@depth@0ms", "b@bookTicker")
     assert plans[1].streams == ("a@aggTrade", "b@aggTrade")
+    many = [instrument(f"S{n}", n) for n in range(400)]
+    greedy = VenueSettings(symbols=("*",), market=market, symbols_per_connection=1000)
+    assert [len(plan.streams) for plan in Usdm().plans(many, greedy, None)] == [3 * 341, 3 * 59]
     single = VenueSettings(symbols=("*",), market=market, depth="100ms")
     (plan,) = Usdm().plans(four[:1], single, None)
     assert plan.streams == ("a@depth@100ms", "a@bookTicker", "a@trade")
