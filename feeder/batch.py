@@ -1,6 +1,7 @@
 """What adapters write and the publisher reads: the events of a wake-up, in order."""
 
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -19,9 +20,10 @@ from feeder.columns import (
     lazily_zeroed,
     open_event,
 )
-from market_types.enums import NO_SEQ, ClearReason, Flag, GapState, GapStream, MsgType
+from market_types.decimals import parse
+from market_types.enums import NO_SEQ, ClearReason, Flag, GapState, GapStream, MsgType, StatKind
 from market_types.instruments import Instrument
-from udp_protocol.payloads import encode
+from udp_protocol.payloads import PLAIN_ROOT, STATS_ENTRY, encode
 
 _REASONS = {
     MALFORMED: "not a decimal number where one was expected",
@@ -30,6 +32,8 @@ _REASONS = {
     NEGATIVE: "a negative quantity, or a trade without one",
 }
 _SNAPSHOT, _DELTA = int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA)
+_STATS_ROOT = struct.pack("<BBbbI", PLAIN_ROOT.itemsize, STATS_ENTRY.itemsize, 0, 0, 0)
+_STATS_PACK = struct.Struct("<BbHIqq").pack
 _TRADE, _LIQUIDATION = int(MsgType.TRADE), int(MsgType.LIQUIDATION)
 
 
@@ -189,6 +193,25 @@ class Batch:
             venue_seq,
         ):
             self._make_room(status, instrument, text)
+
+    def stats(
+        self,
+        instrument: Instrument,
+        ts_event_ns: int,
+        ts_recv_ns: int,
+        values: Sequence[tuple[StatKind, str]],
+    ) -> None:
+        """Append statistics, each in decimal text. Raises VenueError, and then has appended nothing."""
+        payload = bytearray(_STATS_ROOT)
+        for kind, text in values:
+            try:
+                value, exp = parse(text)
+                payload += _STATS_PACK(kind, exp, 0, 0, value, ts_event_ns)
+            except (ValueError, struct.error) as error:
+                raise VenueError(f"{instrument.symbol}: {kind.name}: {error}") from error
+        self.encoded(
+            MsgType.STATS, bytes(payload), len(values), ts_recv_ns, instrument, ts_event_ns=ts_event_ns
+        )
 
     def gap(
         self,

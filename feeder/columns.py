@@ -38,6 +38,7 @@ BATCH = np.dtype(
         ("blob_at", "<i8", (MAX_EVENTS,)),  # a payload that is already encoded
         ("blob_len", "<i8", (MAX_EVENTS,)),  # 0 = the event has rows instead
         ("blob_count", "<u2", (MAX_EVENTS,)),
+        ("suspect", "u1", (MAX_EVENTS,)),  # quality checks doubt it; it is published all the same
         # one entry a level, a trade, a side of a quote
         ("price", "<i8", (MAX_ROWS,)),
         ("qty", "<i8", (MAX_ROWS,)),
@@ -178,6 +179,7 @@ def open_event(
     batch.end_row[event] = batch.n_rows
     batch.n_bids[event] = n_bids
     batch.blob_len[event] = 0
+    batch.suspect[event] = 0
     batch.n_events = event + 1
     return OK
 

@@ -28,8 +28,15 @@ class VenueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     symbols, exclude    globs over the venue's own text, case-sensitive
     categories          kinds of instrument; none = all
+    quotes              quote assets; none = all
+    top                 only so many a market, those with the greatest 24 h quote volume; 0 = all
+    expiry_days_max     only what expires within so many days, and what never does; 0 = all
+    refresh_s           how often the list of instruments is read again
     symbols_per_connection  how many symbols share a WebSocket; the venue's own cap goes first
     trades              single fills, or fills of one taker order merged by the venue where it offers that
+    stats               mark, index, funding, open interest and 24 h figures where the market offers them
+    liquidations        where the market offers them
+    open_interest_s     how often open interest is asked for by REST, where only REST has it; 0 = never
     depth               the venue's word for one of its depth streams, or "fastest"
     book_levels_max     a book with more levels a side is asked for anew
     n_channels          channels of the venue's range in use, constant within a session
@@ -41,9 +48,16 @@ class VenueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     symbols: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
     market: dict[str, Market]
     exclude: tuple[str, ...] = ()
+    quotes: tuple[str, ...] = ()
+    top: Annotated[int, msgspec.Meta(ge=0)] = 0
+    expiry_days_max: Annotated[int, msgspec.Meta(ge=0)] = 0
+    refresh_s: Annotated[float, msgspec.Meta(ge=10)] = 300.0
     categories: tuple[Category, ...] = ()
     symbols_per_connection: Annotated[int, msgspec.Meta(ge=1)] = 5
     trades: Literal["trade", "agg"] = "trade"
+    stats: bool = True
+    liquidations: bool = True
+    open_interest_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
     depth: Annotated[str, msgspec.Meta(min_length=1)] = "fastest"
     book_levels_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     n_channels: Annotated[int, msgspec.Meta(ge=1, le=8)] = 8

@@ -22,6 +22,8 @@ class RecordFlag(IntFlag):
     LAST = 1  # of the venue's event
     SNAPSHOT = 2  # part of a whole book, not a change
     SYNTH = 4  # derived by us, not sent by the venue
+    SUSPECT = 8  # a quality check doubts it
+    BACKFILL = 16  # fetched later, not in time order
 
 
 class Trade(NamedTuple):

@@ -25,6 +25,7 @@ class Limits(msgspec.Struct, frozen=True):
     lifetime_s: float  # after which the venue closes a connection
     weight_per_minute: int  # REST
     weight_header: str  # of REST answers: the weight used in this minute
+    weight_pool: str = ""  # markets of a venue with the same word here share one weight budget
     backoff_base_s: float = 1.0
     backoff_cap_s: float = 60.0
 
@@ -106,6 +107,23 @@ class Adapter(Protocol):
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError: the message is lost, nothing else."""
+
+    def settle(self, message: bytes, ts_recv_ns: int) -> bool:
+        """Take an acknowledgement while the connection is silent. Return False for data, which is kept.
+
+        Raises VenueError.
+        """
+
+    def take_over(self, other: "Adapter", now_ns: int, out: Batch) -> None:
+        """Go on where the adapter of the same plan on the connection before this one stopped.
+
+        Called once on a planned hand-over, while `out` is quiet: afterwards `receive` gets the messages kept
+        since the subscription, and drops what `other` has published by the venue's own numbers. Books that
+        were valid stay valid; nothing is appended for them here.
+        """
+
+    def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:
+        """Ask for a new snapshot of a valid book, which stays valid until it comes."""
 
     def answer(self, request: Request, body: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Take the answer to a REST call of this adapter. Raises VenueError."""
