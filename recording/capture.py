@@ -12,6 +12,10 @@ from urllib.parse import urlsplit
 from recording import cryptofeed, hftbacktest, plain
 from recording.events import CaptureError, Event, Opened, Received, Response, Sent
 from recording.files import numbered_lines
+from recording.reader import Report
+from recording.reader import read as read_segments
+from recording.segment_reader import read_head
+from recording.segments import Head, is_segment, segment_number, segments_in
 
 #: the markets of each venue that has several; elsewhere a capture's market is ""
 MARKETS = {
@@ -63,21 +67,28 @@ class Capture(NamedTuple):
     venue: str  # as in the venue table, or the recorder's own where that has none
     market: str  # "" for venues with one market
     files: tuple[Path, ...]
+    source: str = "live"  # or "replay" or "sim": what our recorder was connected to
 
-    def events(self) -> Iterator[Event]:
+    def events(self, *, tolerant: bool = False, report: Report | None = None) -> Iterator[Event]:
         """Yield the events of all files, merged by receive time; in each file its order stays.
 
-        Raises CaptureError with file and line at the first line that is none of its file's format.
+        tolerant, report   for our own recordings: see reader.read
+        Raises CaptureError with file and place at the first line or block that is none of its file's format.
         """
-        return heapq.merge(*(_read(path) for path in self.files), key=lambda event: event.ts_recv_ns)
+        streams = [_read(path) for path in self.files if not is_segment(path)]
+        streams += [
+            read_segments(segments, tolerant=tolerant, report=report) for segments in _recordings(self.files)
+        ]
+        return heapq.merge(*streams, key=lambda event: event.ts_recv_ns)
 
 
 def open_capture(paths: Sequence[Path], market: str | None = None) -> Capture:
     """Return the capture that `paths` are the files of, with the companion files found beside them.
 
     paths   files of one capture, or one directory that holds a single capture
-    market  wins over the URLs in the capture, which win over the folder's name (`binance_usdm`)
-    Raises CaptureError: nothing there, several captures, venue or market unknown or at odds.
+    market  wins over what our recorder wrote down, and over the URLs in foreign captures, which win over the
+            folder's name (`binance_usdm`)
+    Raises CaptureError: nothing there, several captures, venue, market or source unknown or at odds.
     """
     if not paths:
         raise CaptureError("no path given; expected the files of one capture or its directory")
@@ -85,7 +96,9 @@ def open_capture(paths: Sequence[Path], market: str | None = None) -> Capture:
         if not path.exists():
             raise CaptureError(f"{path}: no such file or directory")
     files = _files_of(paths)
-    places = {place for path in files if (place := _place_by_url(path)) is not None}
+    heads = _heads(files)
+    places = {(head.venue, head.market) for head in heads}
+    places |= {place for path in files if not is_segment(path) and (place := _place_by_url(path)) is not None}
     told = {venue for venue, found in places if found}  # a venue's other hosts may not tell the market
     places = {(venue, found) for venue, found in places if found or venue not in told}
     if not places:
@@ -98,7 +111,41 @@ def open_capture(paths: Sequence[Path], market: str | None = None) -> Capture:
             "capture or by a folder such as binance_usdm"
         )
     venue, found_market = places.pop()
-    return Capture(venue, _checked_market(venue, market, found_market, paths), files)
+    return Capture(venue, _checked_market(venue, market, found_market, paths), files, _source(heads, paths))
+
+
+def _heads(files: Sequence[Path]) -> list[Head]:
+    """Return the heads of the segments among `files`. One that is damaged is told when it is read."""
+    heads: list[Head] = []
+    errors: list[CaptureError] = []
+    for path in filter(is_segment, files):
+        try:
+            head = read_head(path)
+        except CaptureError as error:
+            errors.append(error)
+        else:
+            heads += [head] if head is not None else []
+    if errors and not heads:
+        raise errors[0]
+    return heads
+
+
+def _source(heads: Sequence[Head], paths: Sequence[Path]) -> str:
+    """Return what was recorded; foreign captures are of real venues."""
+    sources = sorted({head.source for head in heads}) or ["live"]
+    if len(sources) > 1:
+        raise CaptureError(
+            f"{', '.join(map(str, paths))}: sources {', '.join(sources)}; expected a recording of one"
+        )
+    return sources[0]
+
+
+def _recordings(files: Sequence[Path]) -> list[list[Path]]:
+    """Return the segments among `files`, those of a folder together and in the order of writing."""
+    folders: dict[Path, list[Path]] = {}
+    for path in filter(is_segment, files):
+        folders.setdefault(path.parent, []).append(path)
+    return [sorted(segments, key=segment_number) for segments in folders.values()]
 
 
 def _checked_market(venue: str, wanted: str | None, found: str, paths: Sequence[Path]) -> str:
@@ -148,19 +195,27 @@ def _companions(path: Path) -> list[Path]:
 
 def _directory_capture(directory: Path) -> list[Path]:
     captures: dict[str, list[Path]] = {}
+    own = [segments_in(folder) for folder in (directory, *sorted(directory.glob("*/")))]
     for path in sorted(directory.iterdir()):
         match = _STREAM_FILE.fullmatch(path.name) or _WHOLE_FILE.fullmatch(path.name)
         if match is not None and path.is_file():
             captures.setdefault(match["capture"], []).append(path)
-    runs = _runs_of_days(captures)
+    runs = [segments for segments in own if segments] + _runs_of_days(captures)
     if len(runs) == 1:
         return runs[0]
-    listed = "".join("\n  " + " ".join(path.name for path in run) for run in runs)
+    listed = "".join("\n  " + _shown(run, directory) for run in runs)
     raise CaptureError(
-        f"{directory}: {len(runs)} captures; expected one. Give the files of one of them:{listed}"
+        f"{directory}: {len(runs)} captures; expected one. Give the folder or files of one of them:{listed}"
         if runs
-        else f"{directory}: no capture; expected files such as *.ws.1.0.gz or *.jsonl.gz"
+        else f"{directory}: no capture; expected files such as *.tcr, *.ws.1.0.gz or *.jsonl.gz"
     )
+
+
+def _shown(run: Sequence[Path], directory: Path) -> str:
+    names = [str(path.relative_to(directory)) for path in run]
+    if not is_segment(run[0]) or len(run) == 1:
+        return " ".join(names)
+    return f"{names[0]} to {names[-1]}"
 
 
 def _runs_of_days(captures: dict[str, list[Path]]) -> list[list[Path]]:

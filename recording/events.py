@@ -1,4 +1,4 @@
-"""What a capture holds, one type per kind of line."""
+"""What a capture holds, one type per kind of line or record."""
 
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ class Received(NamedTuple):
     ts_recv_ns: int  # the recorder's clock, since the epoch
     payload: bytes  # as it was on the wire
     url: str  # of its connection, "" where the capture does not tell
+    connection: int = 0  # the recorder's number of it, 0 where the capture does not tell
 
 
 class Response(NamedTuple):
@@ -17,6 +18,7 @@ class Response(NamedTuple):
     ts_recv_ns: int
     url: str  # with its query; only `depth?symbol=...` where the capture names no host
     body: bytes
+    status: int = 200  # of HTTP
 
 
 class Opened(NamedTuple):
@@ -24,6 +26,7 @@ class Opened(NamedTuple):
 
     ts_recv_ns: int
     url: str
+    connection: int = 0
 
 
 class Sent(NamedTuple):
@@ -32,6 +35,7 @@ class Sent(NamedTuple):
     ts_recv_ns: int
     url: str
     payload: bytes
+    connection: int = 0
 
 
 class Configuration(NamedTuple):
@@ -41,8 +45,26 @@ class Configuration(NamedTuple):
     body: bytes
 
 
-Event = Received | Response | Opened | Sent | Configuration
+class Closed(NamedTuple):
+    """A WebSocket was closed or lost."""
+
+    ts_recv_ns: int
+    url: str
+    connection: int = 0
+    reason: str = ""
+
+
+class Gap(NamedTuple):
+    """Records are missing here: the recorder lost them, or the file is damaged."""
+
+    ts_recv_ns: int  # of the first that is missing
+    last_ns: int  # of the last
+    records: int  # how many, 0 where that cannot be told
+    reason: str
+
+
+Event = Received | Response | Opened | Sent | Configuration | Closed | Gap
 
 
 class CaptureError(Exception):
-    """A capture that cannot be read: file, line where there is one, and what was expected."""
+    """A capture that cannot be read or written: file, place in it, and what was expected."""

@@ -4,12 +4,25 @@ import gzip
 import lzma
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import orjson
 import pytest
 
-from recording import CaptureError, Configuration, Opened, Received, Response, Sent, open_capture
+from recording import (
+    CaptureError,
+    Configuration,
+    Event,
+    Gap,
+    Head,
+    Opened,
+    Received,
+    Report,
+    Response,
+    Sent,
+    open_capture,
+)
 
 USDM = "binance_usdm"
 BTC_PERP, ETH_PERP = (f"binance_coinm/hftb_{base}usd_perp_2024080" for base in ("btc", "eth"))
@@ -189,3 +202,93 @@ def test_recv_time_of_the_recorder_is_not_part_of_the_message(recordings: Path) 
     assert isinstance(event, Received)
     assert event.ts_recv_ns == 1732796700_467461000
     assert "recv_time" not in orjson.loads(event.payload)
+
+
+# ---------------------------------------------------------------- recordings of our own
+
+
+def test_our_own_recording_by_folder_by_segment_and_from_above(
+    record: Callable[..., Path], tmp_path: Path, events: list[Event]
+) -> None:
+    folder = record(events[:500], events[500:], name="made/binance-usdm-20210722T222541Z", segment_bytes=1)
+    first, second = sorted(folder.iterdir())
+    for paths in ([folder], [tmp_path / "made"], [second, first]):
+        capture = open_capture(paths)
+        assert (capture.venue, capture.market, capture.source) == ("binance", "usdm", "live")
+        assert set(capture.files) == {first, second}
+        assert list(capture.events()) == events
+    configuration = next(event for event in events if isinstance(event, Configuration))
+    assert list(open_capture([second]).events()) == [configuration, *events[500:]]
+    shutil.copy(first, tmp_path / "renamed")
+    assert list(open_capture([tmp_path / "renamed"]).events()) == events[:500]
+    # one of several is not a capture of its own
+    record(events[:10], name="made/binance-usdm-20210723T000000Z")
+    with pytest.raises(CaptureError, match=r"made: 2 captures; expected one\. Give the folder") as error:
+        open_capture([tmp_path / "made"])
+    assert str(error.value).endswith(
+        "\n  binance-usdm-20210722T222541Z/000001.tcr to binance-usdm-20210722T222541Z/000002.tcr"
+        "\n  binance-usdm-20210723T000000Z/000001.tcr"
+    )
+
+
+def test_several_recordings_are_merged_by_time(
+    record: Callable[..., Path], recordings: Path, messages: list[Event]
+) -> None:
+    one = record(messages[::2], name="one")
+    other = record(messages[1::2], name="other")
+    assert list(open_capture([one, other]).events()) == messages
+    foreign = recordings / USDM / "20210405_BINANCE_FUTURES-1125a2.0.gz"
+    both = open_capture([one, foreign])
+    assert (both.venue, both.market, both.source) == ("binance", "usdm", "live")
+    times = [event.ts_recv_ns for event in both.events() if isinstance(event, Received)]
+    assert times == sorted(times)
+    assert len(times) == 8421 + len(messages[::2])
+
+
+def test_what_our_recorder_wrote_down_wins_over_all_but_the_argument(
+    record: Callable[..., Path], messages: list[Event]
+) -> None:
+    spot = Head("binance", "spot", "sim", "tapecast test", 0)
+    folder = record(messages[:10], head=spot, name="binance_usdm")
+    capture = open_capture([folder])
+    assert (capture.venue, capture.market, capture.source) == ("binance", "spot", "sim")
+    assert open_capture([folder], "coinm").market == "coinm"
+    live = record(messages[:10], name="live")
+    with pytest.raises(CaptureError, match="binance spot, binance usdm; expected one venue"):
+        open_capture([folder, live])
+    with pytest.raises(CaptureError, match="sources live, sim; expected a recording of one"):
+        open_capture([folder, live], "usdm")
+
+
+def test_our_own_recording_when_it_is_damaged(record: Callable[..., Path], messages: list[Event]) -> None:
+    folder = record(messages[:100], messages[100:200], messages[200:300])
+    (path,) = folder.iterdir()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CaptureError, match=r"000001\.tcr: block 1, .*; a tolerant reader skips it"):
+        list(open_capture([folder]).events())
+    report = Report()
+    events = list(open_capture([folder]).events(tolerant=True, report=report))
+    assert [event for event in events if not isinstance(event, Gap)] == messages[:100] + messages[200:300]
+    assert report.lost_records == 100
+    data[20] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CaptureError, match=r"000001\.tcr: header or index"):
+        open_capture([folder])
+    path.write_bytes(data[:10])
+    with pytest.raises(CaptureError, match="no known venue; expected one venue and market"):
+        open_capture([folder])
+
+
+def test_one_whole_head_is_enough_to_open(record: Callable[..., Path], messages: list[Event]) -> None:
+    folder = record(messages[:10], messages[10:20], segment_bytes=1)
+    first, _ = sorted(folder.iterdir())
+    data = bytearray(first.read_bytes())
+    data[30] ^= 1
+    first.write_bytes(data)
+    capture = open_capture([folder])
+    assert (capture.venue, capture.market, len(capture.files)) == ("binance", "usdm", 2)
+    with pytest.raises(CaptureError, match=r"000001\.tcr: header or index, .*; a tolerant reader skips it"):
+        list(capture.events())
+    assert list(capture.events(tolerant=True)) == messages[:20]
