@@ -1,7 +1,7 @@
 """The one decorator for numba kernels, and the place of the compiled code.
 
 `NUMBA_CACHE_DIR` must be set before numba is imported: numba fails at import in a read-only installation
-without a home, as hardened systemd units are. Only this module and `udp_protocol.atomics` import numba, so
+without a home, as hardened systemd units are. Only this module and `market_types.atomics` import numba, so
 importing `kernel` from here is enough.
 
 numba looks only at the file of the kernel itself to tell whether its compiled code is stale, never at the

@@ -11,14 +11,21 @@ Everything else is imported on first use, so that `tapecast --help` stays quick.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from market_types.ring_reader import Lapped, Ring
     from tapecast.entries import Entry
+    from tapecast.rings import decimals, floats, ring
     from tapecast.subscription import Subscription, subscribe
 
-__all__ = ["Entry", "Subscription", "subscribe"]
+__all__ = ["Entry", "Lapped", "Ring", "Subscription", "decimals", "floats", "ring", "subscribe"]
 
 _HOMES = {
     "Entry": "tapecast.entries",
+    "Lapped": "market_types.ring_reader",
+    "Ring": "market_types.ring_reader",
     "Subscription": "tapecast.subscription",
+    "decimals": "tapecast.rings",
+    "floats": "tapecast.rings",
+    "ring": "tapecast.rings",
     "subscribe": "tapecast.subscription",
 }
 

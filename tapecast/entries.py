@@ -13,6 +13,7 @@ import orjson
 from market_types.decimals import to_decimal
 from market_types.enums import NO_SEQ, NULL_PRICE, Action, Aggressor, BookSide, Flag, MarketKind, MsgType
 from market_types.instruments import Instrument
+from market_types.rings import source_word
 from market_types.venues import VENUE_NAMES, VENUES
 from udp_protocol.frame import Frame, Header
 from udp_protocol.payloads import Payload, decode
@@ -69,11 +70,6 @@ def _json_of(value: object) -> str:
     if isinstance(value, Decimal):
         return plain(value)
     raise TypeError(f"{type(value).__name__}: no JSON for it")
-
-
-def source_word(flags: int) -> str:
-    """Return LIVE, REPLAY or SIM."""
-    return "SIM" if flags & Flag.SIM else "REPLAY" if flags & Flag.REPLAY else "LIVE"
 
 
 def lost_entry(lost: Lost) -> Entry:

@@ -15,8 +15,8 @@ from zlib import crc32 as zlib_crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from market_types.atomics import load_acquire_u32, store_release_u32
 from market_types.kernel import kernel
-from udp_protocol.atomics import load_acquire_u32, store_release_u32
 from udp_protocol.crc32 import crc32
 
 SEGMENT_HEADER = 64

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from udp_protocol.atomics import load_acquire_i64
+from market_types.atomics import load_acquire_i64
 from udp_protocol.tape import (
     BROKEN,
     END,

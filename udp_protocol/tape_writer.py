@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from udp_protocol.atomics import store_release_i64, store_release_u32
+from market_types.atomics import store_release_i64, store_release_u32
 from udp_protocol.tape import (
     CLOSED,
     LOCK,

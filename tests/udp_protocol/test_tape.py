@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from udp_protocol.atomics import store_release_u32
+from market_types.atomics import store_release_u32
 from udp_protocol.tape import (
     BROKEN,
     CLOSED,

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from market_types.atomics import load_acquire_i64
 from udp_protocol import tape_writer
-from udp_protocol.atomics import load_acquire_i64
 from udp_protocol.tape import END, SEGMENT_HEADER, TapeError, append, scan, unpack_segment_header
 from udp_protocol.tape_writer import TapeFolder, TapeWriter
 

@@ -1,14 +1,14 @@
-"""Loads and stores that order memory between processes: what the tape's commit rests on.
+"""Loads, stores and fences that order memory between processes: what tapes and rings rest on.
 
 numba has none, and its plain stores may be reordered. These compile to LLVM's atomic instructions, which are
-plain moves on x86-64. `data` must begin at a multiple of 8 in memory, as mappings and numpy's own arrays do;
-`at` is a byte offset, a multiple of the width, and lies within `data`: nothing is checked.
+plain moves on x86-64, and for a fence nothing at all. `data` may have any dtype but must begin at a multiple
+of 8 in memory, as mappings and numpy's own arrays do; `at` is a byte offset, a multiple of the width, and
+lies within `data`: nothing is checked.
 """
 # ruff: noqa: ANN401, ARG001  (an @intrinsic is code for the compiler, whose parts have no types)
 
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from market_types.kernel import kernel  # before numba: it names the cache folder
@@ -53,31 +53,56 @@ def _load(width: int) -> Any:
     return load
 
 
+def _fence(ordering: str) -> Any:
+    @intrinsic
+    def fence(typing_context: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            builder.fence(ordering)
+            return context.get_dummy_value()
+
+        return types.void(), generate
+
+    return fence
+
+
 _store_u32, _store_i64 = _store(32), _store(64)
 _load_u32, _load_i64 = _load(32), _load(64)
+_fence_release, _fence_acquire = _fence("release"), _fence("acquire")
 
 
 @kernel
-def store_release_u32(data: NDArray[np.uint8], at: int, value: int) -> None:
+def store_release_u32(data: NDArray[Any], at: int, value: int) -> None:
     """Store the low 32 bits of `value` at byte `at`, after all that was written before."""
     _store_u32(data, at, value)
 
 
 @kernel
-def load_acquire_u32(data: NDArray[np.uint8], at: int) -> int:
+def load_acquire_u32(data: NDArray[Any], at: int) -> int:
     """Return the u32 at byte `at`; what was written before it was stored is then seen."""
     value: int = _load_u32(data, at)
     return value
 
 
 @kernel
-def store_release_i64(data: NDArray[np.uint8], at: int, value: int) -> None:
+def store_release_i64(data: NDArray[Any], at: int, value: int) -> None:
     """Store the i64 `value` at byte `at`, after all that was written before."""
     _store_i64(data, at, value)
 
 
 @kernel
-def load_acquire_i64(data: NDArray[np.uint8], at: int) -> int:
+def load_acquire_i64(data: NDArray[Any], at: int) -> int:
     """Return the i64 at byte `at`; what was written before it was stored is then seen."""
     value: int = _load_i64(data, at)
     return value
+
+
+@kernel
+def fence_release() -> None:
+    """Let every store that follows be seen after all that was read and written before."""
+    _fence_release()
+
+
+@kernel
+def fence_acquire() -> None:
+    """Let every load before come before all that is read and written after."""
+    _fence_acquire()

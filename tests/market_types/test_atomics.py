@@ -7,13 +7,15 @@ from hypothesis import strategies as st
 from numba import njit
 from numba.core.dispatcher import Dispatcher
 
-from market_types.kernel import kernel
-from udp_protocol.atomics import (
+from market_types.atomics import (
+    fence_acquire,
+    fence_release,
     load_acquire_i64,
     load_acquire_u32,
     store_release_i64,
     store_release_u32,
 )
+from market_types.kernel import kernel
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(0, 15))
@@ -69,3 +71,20 @@ def test_the_machine_is_told_to_keep_the_order(
     fresh(np.zeros(16, np.uint8), 0, *arguments)
     (code,) = fresh.inspect_llvm().values()
     assert re.search(instruction, code)
+
+
+@pytest.mark.parametrize(
+    ("function", "instruction"), [(fence_release, "fence release"), (fence_acquire, "fence acquire")]
+)
+def test_a_fence_is_told_to_the_machine(function: Dispatcher, instruction: str) -> None:
+    fresh = njit(function.py_func)
+    fresh()
+    (code,) = fresh.inspect_llvm().values()
+    assert instruction in code
+
+
+def test_words_can_be_stored_and_loaded() -> None:
+    words = np.zeros(4, np.int64)
+    store_release_i64(words, 16, -7)
+    assert words.tolist() == [0, 0, -7, 0]
+    assert load_acquire_i64(words, 16) == -7
