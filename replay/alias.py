@@ -2,6 +2,7 @@
 
 import bisect
 import heapq
+import itertools
 import random
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -62,23 +63,21 @@ class AliasPlay:
         self._voice_of: list[_Voice] = []
         self._stream_of: list[dict[int, int]] = []
         self.names: list[str] = []
-        recorded_counts: dict[int, int] = {}
         positions: dict[str, list[int]] = {}
-        owners: dict[int, str] = {stream: clone.recorded for clone in clones for stream in clone.streams}
-        for position, stream in enumerate(script.streams):
-            recorded_counts[stream] = recorded_counts.get(stream, 0) + 1
-            if stream in owners:
-                positions.setdefault(owners[stream], []).append(position)
         self.counts: list[int] = []
         for clone in clones:
             offset_ns = dice.randrange(script.times_ns[-1] + 1)
+            if clone.recorded not in positions:
+                positions[clone.recorded] = sorted(
+                    itertools.chain.from_iterable(script.positions[stream] for stream in clone.streams)
+                )
             voice = _Voice(clone, script, positions[clone.recorded], offset_ns)
             self._voices.append(voice)
             self._stream_of.append({})
             for stream, name in clone.streams.items():
                 self._stream_of[-1][stream] = len(self.names)
                 self.names.append(name)
-                self.counts.append(recorded_counts[stream])
+                self.counts.append(len(script.positions[stream]))
                 self._voice_of.append(voice)
         self._due: list[tuple[int, int]] = []
         self.rewind()

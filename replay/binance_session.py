@@ -17,6 +17,10 @@ _METHODS = ("SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "G
 UNKNOWN_PROPERTY, WRONG_TYPE, INVALID_REQUEST, INVALID_JSON = range(4)
 
 
+#: null is an id on spot
+_NO_ID = object()
+
+
 class _Error(Exception):
     def __init__(self, code: int, text: str) -> None:
         super().__init__(text)
@@ -30,6 +34,8 @@ class BinanceSession:
     combined  whether messages are wrapped in `{"stream":...,"data":...}`
     resolve   stream name -> stream number; None for what is acknowledged and never sent
     form      (stream, combined, name) -> how a recorded message becomes this connection's
+    valid_id  whether a request may have this id
+    shutdown  time, ns since the epoch -> the event that tells of maintenance; None where there is none
     Raises Violation for more streams than a connection may have.
     """
 
@@ -38,6 +44,8 @@ class BinanceSession:
         names: Iterable[str],
         resolve: Callable[[str], int | None],
         form: Callable[[int, bool, str], Form],
+        valid_id: Callable[[object], bool],
+        shutdown: Callable[[int], bytes | None],
         *,
         combined: bool,
     ) -> None:
@@ -45,6 +53,8 @@ class BinanceSession:
         self._combined = combined
         self._resolve = resolve
         self._form = form
+        self._valid_id = valid_id
+        self._shutdown = shutdown
         self._subscribe(list(names))
 
     @property
@@ -59,9 +69,16 @@ class BinanceSession:
             if stream is not None:
                 yield stream, self._form(stream, self._combined, name)
 
+    def farewell(self, now_ns: int) -> list[bytes]:
+        """Return what the venue says at `now_ns` (since the epoch) before maintenance ends the connection."""
+        event = self._shutdown(now_ns)
+        if event is None:
+            return []
+        return [b'{"stream":"!serverShutdown","data":%b}' % event if self._combined else event]
+
     def receive(self, message: str | bytes) -> list[bytes]:
         """Take a client's message, return its one answer. Raises Violation."""
-        number: object = None
+        number: object = _NO_ID
         try:
             try:
                 request = orjson.loads(message)
@@ -71,14 +88,14 @@ class BinanceSession:
             end = f"at line 1 column {len(message)}"
             if not isinstance(request, dict):
                 raise _Error(INVALID_REQUEST, f"Invalid request: invalid type, expected a request {end}")
-            number = request.get("id")
-            if not isinstance(number, int) or isinstance(number, bool) or number < 0:
-                number = None
+            number = request.get("id", _NO_ID)
+            if number is _NO_ID or not self._valid_id(number):
+                number = _NO_ID
                 raise _Error(INVALID_REQUEST, "Invalid request: request ID must be an unsigned integer")
             return [orjson.dumps({"result": self._do(request, end), "id": number})]
         except _Error as error:
             answer: dict[str, object] = {"error": {"code": error.code, "msg": str(error)}}
-            return [orjson.dumps(answer if number is None else {**answer, "id": number})]
+            return [orjson.dumps(answer if number is _NO_ID else {**answer, "id": number})]
 
     def _do(self, request: dict[str, Any], end: str) -> object:
         if "method" not in request:

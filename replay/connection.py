@@ -1,15 +1,17 @@
 """One client of a stand-in: its socket, its queue, the limits a venue sets it."""
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable
 
 from websockets.asyncio.server import ServerConnection
+from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 from websockets.protocol import Event, State
 
-from replay.venue import Form, Session
+from replay.venue import Form, Rules, Session
 
 #: what may wait for a slow reader before a venue would drop it; an oversize message must fit in
 QUEUE_BYTES = 128 * 1024 * 1024
@@ -45,16 +47,17 @@ class Connection(ServerConnection):
         self.room.set()
         self.carried = []
         self._arrivals: deque[float] = deque()
+        self._pong_echoes = False
+        self._pings: set[bytes] = set()
         self._out: list[bytes] = []
         self._held_bytes = 0
         super().connection_made(transport)
 
-    def prepare(
-        self, session: Session, messages_per_s: int, on_excess: Callable[["Connection"], None]
-    ) -> None:
+    def prepare(self, session: Session, rules: Rules, on_excess: Callable[["Connection"], None]) -> None:
         """Take the venue's end of the connection, before the handshake is answered."""
         self.session = session
-        self._arrivals = deque(maxlen=messages_per_s)
+        self._pong_echoes = rules.pong_echoes
+        self._arrivals = deque(maxlen=rules.messages_per_s)
         self._on_excess = on_excess
 
     def push(self, frame: bytes) -> None:
@@ -76,6 +79,13 @@ class Connection(ServerConnection):
             self.transport.write(data)
         if self._held_bytes + self.transport.get_write_buffer_size() > QUEUE_BYTES:
             self.transport.abort()
+
+    async def send_ping(self) -> None:
+        """Send a ping whose payload is the time."""
+        payload = str(time.time_ns() // 1_000_000).encode()
+        self._pings.add(payload)
+        with contextlib.suppress(ConnectionClosed):
+            await self.ping(payload)
 
     @property
     def unsent_bytes(self) -> int:
@@ -105,7 +115,8 @@ class Connection(ServerConnection):
         """Count the client's frames beside what the base class does with them."""
         if isinstance(event, Frame) and event.opcode in _COUNTED:
             now_s = time.monotonic()
-            if event.opcode is Opcode.PONG:
+            if event.opcode is Opcode.PONG and (not self._pong_echoes or bytes(event.data) in self._pings):
+                self._pings.clear()
                 self.heard_s = now_s
             arrivals = self._arrivals
             if len(arrivals) == arrivals.maxlen and now_s - arrivals[0] < 1.0:

@@ -17,17 +17,36 @@ the stream names the stand-in serves (default all), and `do`:
 |              | is sent afterwards                                                             |         |
 | silence      | `stream` is not sent, everything else is                                       | recorded |
 | reset        | the venue's numbers in `stream` begin anew                                     |         |
-| delist       | the symbols of `stream` end: no more messages, SETTLING in the instrument list |         |
+| delist       | the symbols of `stream` end: no more messages, no longer trading in the        |         |
+|              | instrument list                                                                |         |
 | drift        | event times of `stream` are moved by `seconds`                                 | shift   |
 | unauthorized | handshakes are refused with 401                                                | real    |
 | 429, 418     | REST answers so, with Retry-After                                              | real    |
-| maintenance  | REST and handshakes are answered with 503, all connections are closed          | real    |
+| maintenance  | REST and handshakes are answered with 503, all connections are closed with     | real    |
+|              | 1001, after the venue's own warning where it has one                           |         |
 
 `count`: of how many matching messages in a row, from the trigger on, each does it (default 1; drift: all
 that follow); of unauthorized, 429 and 418: how many requests are refused (default 1, unless `seconds` is
 given). `seconds`: recording time, or real time where clients wait in it; left out: to the end, needed by
 drift. Faults of handshakes and REST with `at_s = 0` hold before the clock starts. Random where random is
 seeded.
+
+What these are at a venue, here Binance (venues/binance.md); they work on spot, USD-M and COIN-M alike:
+
+skip, duplicate, reorder, garbage, oversize: a push server that loses, repeats, swaps or breaks messages.
+    The numbers of the following ones tell: spot `U` is the previous `u` + 1, futures `pu` the previous `u`.
+close: a dropped TCP connection, as of a push server that dies or a router in between; no close code.
+stall: a connection that is open and dead: no data, no ping, no answer to a ping.
+silence: one stream of a living connection stops, as a stream asked for on the wrong path of USD-M.
+reset: the engine's numbers start again. Of a book `U`, `u`, `pu` and `lastUpdateId` (spot has no `pu`),
+    of trades `t`, of aggregates `a`, `f` and `l`; the answers of `depth` and of old trades go along.
+delist: the status becomes BREAK on spot, SETTLING on USD-M, on COIN-M CLOSE of a perpetual and DELIVERED of
+    a delivery contract (its key is `contractStatus`); subscriptions stay and are silent.
+drift: a clock of the venue that is wrong: `E` (push time; all that spot depth has) and `T` (engine or trade
+    time) move, the next funding time of a mark price does not. Spot's best price has no time at all.
+unauthorized: 401 on a handshake, as from a gateway that misses a key; 429: over the limit of weight (-1003,
+    each market in its own words); 418: the ban for going on nevertheless.
+maintenance: announced works. Spot warns each connection with `serverShutdown`; futures just close.
 """
 
 import fnmatch

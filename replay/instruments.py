@@ -10,8 +10,7 @@ _QTY = re.compile(rb'"[qAB]":"(\d+\.\d+)"')
 
 def _decimals(texts: Iterable[bytes]) -> int:
     """Return the most decimals that any of `texts` needs."""
-    fractions = {text.partition(b".")[2] for text in texts}
-    return max((len(fraction.rstrip(b"0")) for fraction in fractions), default=0)
+    return max((len(text.partition(b".")[2].rstrip(b"0")) for text in texts), default=0)
 
 
 def finest_decimals(books: Iterable[bytes], events: Iterable[bytes]) -> tuple[int, int]:
@@ -20,15 +19,16 @@ def finest_decimals(books: Iterable[bytes], events: Iterable[bytes]) -> tuple[in
     books   messages and REST answers with `["price","qty"` levels
     events  trades (`p`, `q`) and best prices (`b`, `B`, `a`, `A`)
     """
-    price = qty = 0
+    prices: set[bytes] = set()  # the same texts come very often
+    qtys: set[bytes] = set()
     for body in books:
-        levels = _LEVEL.findall(body)
-        price = max(price, _decimals(level[0] for level in levels))
-        qty = max(qty, _decimals(level[1] for level in levels))
+        for price, qty in _LEVEL.findall(body):
+            prices.add(price)
+            qtys.add(qty)
     for body in events:
-        price = max(price, _decimals(_PRICE.findall(body)))
-        qty = max(qty, _decimals(_QTY.findall(body)))
-    return price, qty
+        prices.update(_PRICE.findall(body))
+        qtys.update(_QTY.findall(body))
+    return _decimals(prices), _decimals(qtys)
 
 
 def step(decimals: int) -> str:

@@ -1,6 +1,7 @@
 """`tapecast replay`: serve a recording as the venue itself would."""
 
 import asyncio
+import functools
 import gc
 import signal
 import sys
@@ -11,16 +12,21 @@ import orjson
 import uvloop
 
 from recording import Capture, CaptureError, open_capture
-from replay.binance import UsdM
-from replay.faults import FaultsError, FaultsFile, read_faults
+from replay.binance import BinanceStandIn
+from replay.binance_markets import MARKETS
+from replay.faults import FaultsError, read_faults
 from replay.server import Server
 from replay.venue import StandIn
 
 #: venue, market -> its stand-in: capture, number of aliases, seed
-STAND_INS: dict[tuple[str, str], Callable[[Capture, int, int], StandIn]] = {("binance", "usdm"): UsdM}
+STAND_INS: dict[tuple[str, str], Callable[[Capture, int, int], StandIn]] = {
+    ("binance", name): functools.partial(BinanceStandIn, market) for name, market in MARKETS.items()
+}
 
 #: with `--at-end close`, how long REST goes on answering after the end
 REST_AFTER_END_S = 10.0
+#: a book is built in a thread: how long it may keep the streams waiting at a time
+_SWITCH_S = 0.0005
 
 
 class UsageError(Exception):
@@ -38,6 +44,7 @@ def main(
     at_end: str = "idle",
     seed: int = 0,
     hold: bool = False,
+    lifetime_s: float | None = None,
 ) -> int:
     """Serve the capture of `paths` until SIGTERM or SIGINT, or its end with `at_end` "close".
 
@@ -47,28 +54,34 @@ def main(
     faults  TOML file, see replay.faults
     hold    only POST /_tapecast/start starts the clock, however quiet subscriptions are
     at_end  "idle": connections stay open and silent; "close": they are closed, and after 10 s it ends
+    lifetime_s  how long a connection lives; None: as long as the venue's do, 24 h
     Prints the ready object, and at the end of the recording the done object, one a line.
     Returns the exit code: 0, or 2 for a wrong argument, capture or faults file, told on stderr.
     """
     try:
-        _check(speed, alias, at_end)
+        _check(speed, alias, at_end, lifetime_s)
         planned = read_faults(faults) if faults is not None else None
-        standin = _stand_in(open_capture(paths, market), alias, seed)
-        return uvloop.run(
-            _serve(standin, speed, planned, seed, at_end, marked=alias == 0, loop=loop, hold=hold)
+        capture = open_capture(paths, market)
+        standin = _stand_in(capture, alias, seed)
+        marked = alias == 0 and capture.source != "sim"  # a recording of the simulated stays simulated
+        server = functools.partial(
+            Server, standin, speed, planned, seed, marked=marked, hold=hold, lifetime_s=lifetime_s
         )
+        return uvloop.run(_serve(server, at_end, loop=loop))
     except (UsageError, CaptureError, FaultsError) as error:
         print(f"tapecast replay: {error}", file=sys.stderr)
         return 2
 
 
-def _check(speed: float, alias: int, at_end: str) -> None:
+def _check(speed: float, alias: int, at_end: str, lifetime_s: float | None) -> None:
     if not speed > 0:
         raise UsageError(f"--speed: {speed}; expected a number above 0, or max")
     if alias < 0:
         raise UsageError(f"--alias: {alias}; expected 0 or more")
     if at_end not in {"idle", "close"}:
         raise UsageError(f"--at-end: {at_end!r}; expected idle or close")
+    if lifetime_s is not None and not lifetime_s > 0:
+        raise UsageError(f"--lifetime: {lifetime_s}; expected seconds above 0")
 
 
 def _stand_in(capture: Capture, alias: int, seed: int) -> StandIn:
@@ -80,24 +93,15 @@ def _stand_in(capture: Capture, alias: int, seed: int) -> StandIn:
     return make(capture, alias, seed)
 
 
-async def _serve(
-    standin: StandIn,
-    speed: float,
-    faults: FaultsFile | None,
-    seed: int,
-    at_end: str,
-    *,
-    marked: bool,
-    loop: bool,
-    hold: bool,
-) -> int:
-    server = Server(standin, speed, faults, seed, marked=marked, hold=hold)
+async def _serve(make_server: Callable[[], Server], at_end: str, *, loop: bool) -> int:
+    server = make_server()
     running = asyncio.get_running_loop()
     ended = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         running.add_signal_handler(number, ended.set)
     await server.open()
     gc.freeze()
+    sys.setswitchinterval(_SWITCH_S)
     _say(server.ready())
     work = running.create_task(_run(server, at_end, loop=loop))
     stop = running.create_task(ended.wait())

@@ -19,6 +19,7 @@ class Script:
     streams     index into `names`
     payloads    the messages as recorded
     names       stream names in order of first appearance
+    positions   of each stream's messages in `payloads`, by stream number
     start_ns    receive time of the first message, since the epoch
     """
 
@@ -27,6 +28,7 @@ class Script:
         self.streams: list[int] = []
         self.payloads: list[bytes] = []
         self.names: list[str] = []
+        self.positions: list[list[int]] = []
         self.start_ns = 0
         self._stream_of: dict[str, int] = {}
 
@@ -41,9 +43,11 @@ class Script:
         if stream is None:
             stream = self._stream_of[name] = len(self.names)
             self.names.append(name)
+            self.positions.append([])
         time_ns = ts_recv_ns - self.start_ns
         self.times_ns.append(max(time_ns, self.times_ns[-1]) if self.times_ns else 0)
         self.streams.append(stream)
+        self.positions[stream].append(len(self.payloads))
         self.payloads.append(payload)
 
 
@@ -81,9 +85,7 @@ class StraightPlay:
         self._script = script
         self._position = 0
         self.names: Sequence[str] = script.names
-        self.counts = [0] * len(script.names)
-        for stream in script.streams:
-            self.counts[stream] += 1
+        self.counts = [len(positions) for positions in script.positions]
 
     def next_ns(self) -> int | None:
         """Return the time of the next message, None after the last."""

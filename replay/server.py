@@ -1,7 +1,6 @@
 """The server under every stand-in: two ports on loopback, one clock, one walk through the recording."""
 
 import asyncio
-import contextlib
 import itertools
 import math
 import time
@@ -22,6 +21,7 @@ from replay.connection import Connection, text_frame
 from replay.faults import Faults, FaultsFile
 from replay.script import Message
 from replay.venue import Answer, Form, Refused, StandIn, Violation
+from replay.weights import Attempts
 
 HOST = "127.0.0.1"
 SOURCE_HEADER = "X-Tapecast-Source"
@@ -63,6 +63,7 @@ class Server:
 
     marked  whether handshakes and answers carry `X-Tapecast-Source: replay`
     hold    whether the clock waits to be started by POST, however quiet subscriptions are
+    lifetime_s  how long a connection lives; None: as long as the venue's do
     Raises faults.FaultsError for faults that do not fit the recording.
     """
 
@@ -75,8 +76,12 @@ class Server:
         *,
         marked: bool,
         hold: bool = False,
+        lifetime_s: float | None = None,
     ) -> None:
         self.standin = standin
+        rules = standin.rules
+        self._rules = rules if lifetime_s is None else rules._replace(lifetime_s=lifetime_s)
+        self._attempts = Attempts(rules.attempts_per_5min)
         self.clock = Clock(speed)
         self.messages = 0
         self._marks = {SOURCE_HEADER: "replay"} if marked else {}
@@ -123,7 +128,7 @@ class Server:
             "market": self.standin.market,
             "ws": f"ws://{HOST}:{websocket_port}",
             "rest": f"http://{HOST}:{self._rest.addresses[0][1]}",
-            "streams": list(self.standin.play.names),
+            "streams": list(self.standin.streams),
             "instruments": self.standin.instruments,
             "protocol": self.standin.protocol,
         }
@@ -252,8 +257,11 @@ class Server:
         """Answer requests with `kind`, so many of them or for so long."""
         self._refusals[kind] = _Refusal(requests, seconds)
         if kind == "maintenance":
+            now_ns = self.standin.start_ns + self.clock.now_ns()
             for connection in tuple(self._connections):
                 self._leave(connection)
+                for event in connection.session.farewell(now_ns):
+                    connection.push(text_frame(event))
                 connection.flush()
                 self._later(connection.close(1001, "maintenance"))
 
@@ -269,6 +277,10 @@ class Server:
 
     def _greet(self, connection: ServerConnection, request: Request) -> Response | None:
         assert isinstance(connection, Connection)
+        client = connection.remote_address[0]
+        if not self._attempts.admits(client, time.monotonic()):
+            too_many = HTTPStatus.TOO_MANY_REQUESTS
+            return connection.respond(too_many, f"{too_many.phrase}\n")
         status, _ = self._refused("maintenance", "unauthorized")
         if status or self._over:
             status = status or 503
@@ -277,7 +289,7 @@ class Server:
             session = self.standin.connect(request.path)
         except Refused as refused:
             return connection.respond(HTTPStatus(refused.status), f"{refused.text}\n")
-        connection.prepare(session, self.standin.rules.messages_per_s, self._excess)
+        connection.prepare(session, self._rules, self._excess)
         return None
 
     def _mark(self, _connection: ServerConnection, _request: Request, response: Response) -> None:
@@ -338,10 +350,10 @@ class Server:
 
     async def _watch(self) -> None:
         """Ping, and close what does not answer or has lived long enough."""
-        rules = self.standin.rules
+        rules = self._rules
         pinged_s: dict[Connection, float] = defaultdict(float)
         while True:
-            await asyncio.sleep(min(1.0, rules.ping_every_s / 2))
+            await asyncio.sleep(min(1.0, rules.ping_every_s / 2, rules.lifetime_s / 4))
             now_s = time.monotonic()
             for connection in self._connections:
                 if connection.stalled:
@@ -352,7 +364,7 @@ class Server:
                     self._later(connection.close(1008, "pong timeout"))
                 elif now_s - max(pinged_s[connection], connection.opened_s) >= rules.ping_every_s:
                     pinged_s[connection] = now_s
-                    self._later(_ping(connection))
+                    self._later(connection.send_ping())
             for connection in pinged_s.keys() - self._connections:
                 del pinged_s[connection]
 
@@ -382,11 +394,6 @@ class Server:
         return web.Response(
             body=answer.body,
             status=answer.status,
-            content_type="application/json",
+            content_type=answer.content_type,
             headers={**answer.headers, **self._marks},
         )
-
-
-async def _ping(connection: Connection) -> None:
-    with contextlib.suppress(ConnectionClosed):
-        await connection.ping(str(int(time.time() * 1_000)))

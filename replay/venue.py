@@ -16,6 +16,8 @@ class Rules(NamedTuple):
     ping_every_s: float
     pong_within_s: float
     lifetime_s: float
+    pong_echoes: bool  # whether only a pong with the payload of a ping keeps the link alive
+    attempts_per_5min: int | None  # handshakes of one client; None: no limit
 
 
 class Answer(NamedTuple):
@@ -24,6 +26,7 @@ class Answer(NamedTuple):
     status: int
     body: bytes
     headers: Mapping[str, str] = {}
+    content_type: str = "application/json"
 
 
 class Refused(Exception):
@@ -52,6 +55,9 @@ class Session(Protocol):
     def wanted(self) -> Iterable[tuple[int, Form]]:
         """Yield the streams to send, and in which form. Equal forms are the same object."""
 
+    def farewell(self, now_ns: int) -> list[bytes]:
+        """Return what the venue says at `now_ns` (since the epoch) before maintenance ends the connection."""
+
 
 class StandIn(Protocol):
     """A venue's protocol over one recording. Streams are numbers of its `play`."""
@@ -60,6 +66,7 @@ class StandIn(Protocol):
     market: str
     protocol: str  # the version of the venue's protocol spoken: selects the decoder
     instruments: str  # "recorded" or "derived"
+    streams: Sequence[str]  # names a feeder may ask for: those of the play, and REST answers by such a name
     rules: Rules
     play: Play
     start_ns: int  # receive time of the recording's first message, since the epoch

@@ -1,6 +1,7 @@
-"""Request weights of a venue's REST, per client and minute, and what happens beyond the limit."""
+"""What a venue counts of each client: request weights by the minute, handshakes in five minutes."""
 
 import math
+from collections import deque
 from typing import NamedTuple
 
 #: requests answered with 429 before ignoring it counts; several may be under way when the first arrives
@@ -47,3 +48,25 @@ class Weights:
             self._banned_until_s[client] = now_s + _BAN_S
             return Verdict(418, used, _BAN_S)
         return Verdict(429, used, math.ceil((self._minute + 1) * 60 - now_s))
+
+
+class Attempts:
+    """Handshakes of each client, those refused included.
+
+    most  in any five minutes; None for no limit
+    """
+
+    _WINDOW_S = 300.0
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._times_s: dict[str, deque[float]] = {}
+
+    def admits(self, client: str, now_s: float) -> bool:
+        """Count one at `now_s`, a clock that never goes back; return whether it is not one too many."""
+        if self._most is None:
+            return True
+        times_s = self._times_s.setdefault(client, deque(maxlen=self._most))
+        admitted = len(times_s) < self._most or now_s - times_s[0] >= self._WINDOW_S
+        times_s.append(now_s)
+        return admitted

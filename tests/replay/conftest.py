@@ -15,8 +15,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from recording import open_capture
-from replay.binance import UsdM
+from replay.binance import BinanceStandIn
 from replay.faults import read_faults
+from replay.main import STAND_INS
 from replay.server import Server
 
 SMALL = "binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz"
@@ -99,19 +100,21 @@ def run(small: Path, tmp_path: Path) -> Callable[..., Any]:
         speed: float = math.inf,
         alias: int = 0,
         faults: str = "",
-        prepare: Callable[[UsdM], None] = lambda _: None,
+        prepare: Callable[[BinanceStandIn], None] = lambda _: None,
         hold: bool = False,
+        lifetime_s: float | None = None,
     ) -> Any:
         file = None
         if faults:
             (tmp_path / "faults.toml").write_text(faults)
             file = read_faults(tmp_path / "faults.toml")
-        standin = UsdM(open_capture(paths or [small]), alias)
+        capture = open_capture(paths or [small])
+        standin = STAND_INS[capture.venue, capture.market](capture, alias, 0)
         prepare(standin)
 
         @contextlib.asynccontextmanager
         async def running() -> AsyncIterator[Stand]:
-            server = Server(standin, speed, file, 0, marked=alias == 0, hold=hold)
+            server = Server(standin, speed, file, 0, marked=alias == 0, hold=hold, lifetime_s=lifetime_s)
             await server.open()
             async with aiohttp.ClientSession() as http:
                 stand = Stand(server, http)

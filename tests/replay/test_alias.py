@@ -10,13 +10,17 @@ import orjson
 from websockets.asyncio.client import ClientConnection
 
 from recording import open_capture
-from replay.binance import UsdM
+from replay.binance import BinanceStandIn
+from replay.binance_markets import USDM
 
 Run = Callable[..., Any]
 
 
 def test_each_clone_plays_every_message_once_from_its_own_offset(small: Path) -> None:
-    straight, clones = UsdM(open_capture([small])), UsdM(open_capture([small]), 10, seed=3)
+    straight, clones = (
+        BinanceStandIn(USDM, open_capture([small])),
+        BinanceStandIn(USDM, open_capture([small]), 10, seed=3),
+    )
     recorded = Counter()
     while straight.play.next_ns() is not None:
         recorded[straight.play.payload(straight.play.take())] += 1
@@ -51,7 +55,7 @@ def test_each_clone_plays_every_message_once_from_its_own_offset(small: Path) ->
 
 
 def test_the_seed_decides(small: Path) -> None:
-    first, same, other = (UsdM(open_capture([small]), 4, seed).play for seed in (1, 1, 2))
+    first, same, other = (BinanceStandIn(USDM, open_capture([small]), 4, seed).play for seed in (1, 1, 2))
     orders = [[play.take() for _ in range(50)] for play in (first, same, other)]
     assert orders[0] == orders[1] != orders[2]
     first.rewind()

@@ -1,10 +1,15 @@
 """replay.binance_session: every request and every way to be wrong."""
 
+import functools
 from typing import Any
 
 import orjson
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from replay.binance_market import Market
+from replay.binance_markets import COINM, SPOT, USDM
 from replay.binance_session import BinanceSession
 from replay.venue import Form, Violation
 
@@ -15,7 +20,13 @@ def form(stream: int, combined: bool, name: str) -> Form:
 
 @pytest.fixture
 def session() -> BinanceSession:
-    return BinanceSession(["a@trade"], {"a@trade": 0, "b@trade": 1}.get, form, combined=True)
+    return of_market(USDM)
+
+
+def of_market(market: Market) -> BinanceSession:
+    shutdown = functools.partial(market.shutdown, microseconds=False)
+    streams = {"a@trade": 0, "b@trade": 1}
+    return BinanceSession(["a@trade"], streams.get, form, market.valid_id, shutdown, combined=True)
 
 
 def ask(session: BinanceSession, message: str | bytes) -> Any:
@@ -91,3 +102,50 @@ def test_the_1025th_stream_is_too_many(session: BinanceSession) -> None:
     session.receive(orjson.dumps({"method": "SUBSCRIBE", "params": names, "id": 1}))
     with pytest.raises(Violation, match="1025 streams"):
         session.receive('{"method":"SUBSCRIBE","params":["one@more"],"id":2}')
+
+
+@pytest.mark.parametrize(
+    ("number", "spot", "futures"),
+    [("1", True, True), ("-1", True, False), ("null", True, False), ('"id1"', True, False),
+     ("1.5", False, False),
+     (str(2**63 - 1), True, True), (str(2**63), False, True), ('"with space"', False, False),
+     ("true", False, False), (f'"{"x" * 37}"', False, False), ("[1]", False, False)],
+)  # fmt: skip
+def test_ids(number: str, spot: bool, futures: bool) -> None:
+    for market, valid in ((SPOT, spot), (USDM, futures), (COINM, futures)):
+        answer = ask(of_market(market), f'{{"method":"LIST_SUBSCRIPTIONS","id":{number}}}')
+        if valid:
+            assert answer == {"result": ["a@trade"], "id": orjson.loads(number)}
+        else:
+            assert "request ID must be" in answer["error"]["msg"]
+            assert "id" not in answer
+
+
+def test_only_spot_says_farewell() -> None:
+    assert of_market(USDM).farewell(10**18) == of_market(COINM).farewell(10**18) == []
+    spot = of_market(SPOT)
+    event = {"e": "serverShutdown", "E": 10**12}
+    assert [orjson.loads(message) for message in spot.farewell(10**18)] == [
+        {"stream": "!serverShutdown", "data": event}
+    ]
+    ask(spot, '{"method":"SET_PROPERTY","params":["combined",false],"id":6}')
+    assert [orjson.loads(message) for message in spot.farewell(10**18)] == [event]
+
+
+def _requests() -> st.SearchStrategy[bytes]:
+    values = st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.text(max_size=4),
+        lambda inner: st.lists(inner, max_size=3),
+    )
+    methods = st.sampled_from(
+        ["SUBSCRIBE", "UNSUBSCRIBE", "LIST_SUBSCRIPTIONS", "SET_PROPERTY", "GET_PROPERTY"]
+    )
+    return st.fixed_dictionaries(
+        {}, optional={"method": methods | values, "params": values, "id": values}
+    ).map(orjson.dumps)
+
+
+@given(st.one_of(st.binary(max_size=80), st.text(max_size=80), _requests()))
+def test_any_request_has_one_answer(message: str | bytes) -> None:
+    answer = ask(of_market(SPOT), message)
+    assert ("result" in answer) != ("error" in answer)

@@ -326,3 +326,135 @@ def test_every_kind_is_in_the_table() -> None:
     assert len(KINDS) == 15
     for kind in KINDS:
         assert re.search(rf"^\| .*\b{kind}\b", table, re.MULTILINE), kind
+
+
+#: a capture of each market, and a symbol of it with many messages
+MARKETS = {
+    "spot": ("binance_spot/20210405_BINANCE-b38f7c.0.gz", "manausdt", ""),
+    "usdm": ("binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz", "ctkusdt", "/public"),
+    "coinm": ("binance_coinm/20210722_BINANCE_DELIVERY.ws.1.0.gz", "bchusd_perp", ""),
+}
+PREFIX = {"spot": "/api/v3/", "usdm": "/fapi/v1/", "coinm": "/dapi/v1/"}
+EVERY = pytest.mark.parametrize("market", MARKETS)
+
+
+class Told:
+    """What a client of one symbol's depth and best prices met."""
+
+    def __init__(self, messages: list[str], close_code: int | None, answers: dict[str, Any]) -> None:
+        self.messages = [text for text in messages if "@" in text[:60]]
+        self.others = [text for text in messages if "@" not in text[:60]]
+        self.depth = [text for text in self.messages if "@depth" in text[:60]]
+        self.close_code = close_code
+        self.answers = answers
+
+
+@pytest.fixture
+def met(run: Run, recordings: Path) -> Callable[..., Told]:
+    """Return a function that plays a market's capture with a fault in one symbol's depth."""
+
+    def play(market: str, do: str = "", *, patience_s: float = 0.5, **keys: object) -> Told:
+        file, symbol, route = MARKETS[market]
+        stream = f"{symbol}@depth@100ms"
+
+        async def scenario(stand: Any) -> Told:
+            async with stand.connect(f"{route}/stream?streams={stream}/{symbol}@bookTicker") as client:
+                messages = await stand.collect(client, patience_s=patience_s)
+                code = client.close_code
+            answers = {}
+            for name, query in (
+                ("depth", f"?symbol={symbol.upper()}&limit=1000"),
+                ("exchangeInfo", ""),
+            ):
+                status, body, _ = await stand.get(PREFIX[market] + name + query)
+                answers[name] = body if status == 200 else (status, body)
+            return Told(messages, code, answers)
+
+        text = fault(do, **{"stream": stream, **keys}) if do else ""
+        told = run(scenario, paths=[recordings / file], faults=text)
+        assert isinstance(told, Told)
+        return told
+
+    return play
+
+
+@EVERY
+def test_messages_on_every_market(met: Callable[..., Told], market: str) -> None:
+    whole = met(market).depth
+    assert len(whole) > 50
+    assert met(market, "skip", count=3).depth == whole[:9] + whole[12:]
+    assert met(market, "duplicate").depth == whole[:10] + whole[9:]
+    assert met(market, "reorder").depth == [*whole[:9], whole[10], whole[9], *whole[11:]]
+    garbled = met(market, "garbage").depth
+    assert garbled[:9] + garbled[10:] == whole
+    assert met(market, "silence").depth == whole[:9]
+    closed = met(market, "close")
+    assert (closed.depth, closed.close_code) == (whole[:9], 1006)
+    stalled = met(market, "stall", seconds=0.3, patience_s=0.6)
+    assert stalled.depth == whole
+
+
+@EVERY
+def test_reset_on_every_market(met: Callable[..., Told], market: str) -> None:
+    symbol = MARKETS[market][1]
+    told = met(market, "reset", stream=f"{symbol}@*", at_message=60)
+    events = [orjson.loads(text)["data"] for text in told.depth]
+    first = next(number for number, event in enumerate(events) if event["U"] < 10**7 and event["u"] < 10**7)
+    assert first > 0
+    previous = 0
+    for event in events[first:]:
+        assert event.get("pu", event["U"] - 1) == previous
+        previous = event["u"]
+    assert told.answers["depth"]["lastUpdateId"] == previous
+
+
+@EVERY
+def test_drift_on_every_market(met: Callable[..., Told], market: str) -> None:
+    whole = [orjson.loads(text)["data"] for text in met(market).depth]
+    moved = [orjson.loads(text)["data"] for text in met(market, "drift", seconds=5).depth]
+    times = {"E"} if market == "spot" else {"E", "T"}
+    for number, (event, got) in enumerate(zip(whole, moved, strict=True), 1):
+        shift = 5_000 if number >= 10 else 0
+        assert got == {**event, **{key: event[key] + shift for key in times}}
+
+
+@EVERY
+def test_delist_on_every_market(met: Callable[..., Told], market: str) -> None:
+    symbol = MARKETS[market][1].upper()
+    told = met(market, "delist")
+    assert len(told.depth) == 9
+    key = "contractStatus" if market == "coinm" else "status"
+    status = {entry["symbol"]: entry[key] for entry in told.answers["exchangeInfo"]["symbols"]}
+    ended = {"spot": "BREAK", "usdm": "SETTLING", "coinm": "CLOSE"}[market]
+    assert status == {**dict.fromkeys(status, "TRADING"), symbol: ended}
+
+
+@EVERY
+def test_maintenance_on_every_market(met: Callable[..., Told], market: str) -> None:
+    told = met(market, "maintenance", seconds=5)
+    assert (len(told.depth), told.close_code) == (9, 1001)
+    assert told.answers["depth"][0] == 503
+    if market == "spot":
+        (shutdown,) = map(orjson.loads, told.others)
+        now_ms = orjson.loads(told.depth[-1])["data"]["E"]
+        assert (shutdown["stream"], shutdown["data"]["e"]) == ("!serverShutdown", "serverShutdown")
+        assert abs(shutdown["data"]["E"] - now_ms) < 5_000  # the recording's time
+    else:
+        assert told.others == []
+
+
+@EVERY
+@pytest.mark.parametrize("status", [429, 418])
+def test_refusals_on_every_market(met: Callable[..., Told], market: str, status: int) -> None:
+    told = met(market, str(status), count=1)
+    code, body = told.answers["depth"]
+    assert (code, body["code"]) == (status, -1003)
+    words = (
+        "request weight"
+        if market == "spot"
+        else "Too many requests"
+        if status == 429
+        else "Way too many requests"
+    )
+    assert words in body["msg"]
+    assert "symbols" in told.answers["exchangeInfo"]

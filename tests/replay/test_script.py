@@ -8,6 +8,7 @@ def test_script_keeps_order_and_never_goes_back_in_time() -> None:
     for ts, name in ((1_000, "x"), (990, "y"), (1_500, "x")):
         script.add(ts, name, name.encode())
     assert (script.start_ns, script.times_ns, script.streams) == (1_000, [0, 0, 500], [0, 1, 0])
+    assert script.positions == [[0, 2], [1]]
     play = StraightPlay(script)
     assert (play.names, play.counts, play.point(0)) == (["x", "y"], [2, 1], 0)
     assert [play.payload(play.take()) for _ in range(3)] == [b"x", b"y", b"x"]

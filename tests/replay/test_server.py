@@ -1,6 +1,7 @@
 """replay.server: the clock's start, pacing, limits, slow readers, the end."""
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any
 
 import orjson
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.protocol import State
 
 from recording import Received, open_capture
-from replay.binance import UsdM
+from replay.binance import BinanceStandIn
+from replay.binance_markets import USDM
 from replay.connection import text_frame
 from replay.venue import Rules
 
@@ -218,8 +220,8 @@ def test_server_pings_and_closes_the_deaf_and_the_old(run: Run) -> None:
             assert error.value.rcvd is not None
             assert error.value.rcvd.reason == "pong timeout"
 
-    def prepare(standin: UsdM) -> None:
-        standin.rules = Rules(messages_per_s=10, ping_every_s=0.2, pong_within_s=0.6, lifetime_s=1.0)
+    def prepare(standin: BinanceStandIn) -> None:
+        standin.rules = Rules(10, 0.2, 0.6, 1.0, pong_echoes=True, attempts_per_5min=None)
 
     run(scenario, prepare=prepare)
 
@@ -291,4 +293,126 @@ def test_throughput_to_one_reader(run: Run, recordings: Path) -> None:
 
 
 def test_the_limits_are_the_documented_ones() -> None:
-    assert UsdM.rules == Rules(messages_per_s=10, ping_every_s=180, pong_within_s=600, lifetime_s=86_400)
+    assert USDM.rules == Rules(10, 180, 600, 86_400, pong_echoes=False, attempts_per_5min=None)
+
+
+SPOT_FILE = "binance_spot/20211012_BINANCE.ws.1.0.gz"
+
+
+def test_a_shorter_lifetime_for_planned_hand_overs(run: Run, small: Path) -> None:
+    """A second connection opened in time takes over without a hole: both have the messages between."""
+
+    async def scenario(stand: Any) -> None:
+        target = "/public/ws/" + "/".join(
+            name for name in stand.streams if "@book" in name or "@depth" in name
+        )
+        async with stand.connect(target) as first:
+            began = time.monotonic()
+            await stand.start()
+            old = asyncio.create_task(_all(first))
+            await asyncio.sleep(0.35)
+            async with stand.connect(target) as second:
+                new = asyncio.create_task(_all(second))
+                got = await old
+                assert first.close_code == 1001
+                assert 0.5 <= time.monotonic() - began < 0.9
+                late = await new
+        joined = got.index(late[0])
+        assert got[joined:] == late[: len(got) - joined]
+        assert len(late) > len(got) - joined
+
+    run(scenario, speed=20, lifetime_s=0.5)
+
+
+async def _all(client: Any) -> list[str]:
+    return [message async for message in client]
+
+
+def test_spot_refuses_the_301st_handshake(run: Run, recordings: Path) -> None:
+    async def scenario(stand: Any) -> None:
+        for _ in range(300):
+            _, writer = await stand.connect_raw("/ws")
+            writer.transport.abort()
+        with pytest.raises(InvalidStatus) as error:
+            await stand.connect("/ws")
+        assert error.value.response.status_code == 429
+
+    run(scenario, paths=[recordings / SPOT_FILE])
+
+
+def test_futures_do_not_count_handshakes(run: Run) -> None:
+    async def scenario(stand: Any) -> None:
+        for _ in range(310):
+            _, writer = await stand.connect_raw("/public/ws")
+            writer.transport.abort()
+        async with stand.connect("/public/ws"):
+            pass
+
+    run(scenario)
+
+
+def test_spot_takes_5_messages_a_second(run: Run, recordings: Path) -> None:
+    async def scenario(stand: Any) -> None:
+        async with stand.connect("/ws") as client:
+            for _ in range(5):
+                await client.send('{"method":"LIST_SUBSCRIPTIONS","id":null}')
+                assert orjson.loads(await client.recv()) == {"result": [], "id": None}
+            await client.send('{"method":"LIST_SUBSCRIPTIONS","id":null}')
+            with pytest.raises(ConnectionClosed) as error:
+                await client.recv()
+            assert error.value.rcvd is not None
+            assert error.value.rcvd.code == 1008
+
+    run(scenario, paths=[recordings / SPOT_FILE])
+
+
+@pytest.mark.parametrize("echoes", [True, False])
+def test_an_unsolicited_pong_keeps_only_futures_alive(run: Run, echoes: bool) -> None:
+    def prepare(standin: BinanceStandIn) -> None:
+        standin.rules = Rules(100, 0.1, 0.3, 1.0, pong_echoes=echoes, attempts_per_5min=None)
+
+    async def scenario(stand: Any) -> None:
+        reader, writer = await stand.connect_raw("/public/ws")
+        began = time.monotonic()
+        received = b""
+        while b"\x88" not in received:  # the close frame
+            writer.write(b"\x8a\x80\x00\x00\x00\x00")  # a pong without payload, as masked by zeros
+            with contextlib.suppress(asyncio.TimeoutError):
+                received += await asyncio.wait_for(reader.read(1_000), 0.05)
+        lived_s = time.monotonic() - began
+        writer.close()
+        if echoes:
+            assert b"pong timeout" in received
+            assert lived_s < 0.7
+        else:
+            assert b"lifetime" in received
+            assert lived_s > 0.9
+
+    run(scenario, prepare=prepare)
+
+
+def test_ready_lists_what_only_rest_answers(run: Run, recordings: Path, tmp_path: Path) -> None:
+    samples = (recordings / "binance_usdm/samples_tardis_binance_futures.jsonl").read_text().splitlines()
+    ticker = next(line for line in samples if '"btcusdt@bookTicker"' in line)
+    interest = orjson.loads(next(line for line in samples if "openInterest" in line))["data"]
+    url = "https://fapi.binance.com/fapi/v1/openInterest?symbol=BTCUSDT"
+    folder = tmp_path / "binance_usdm"
+    folder.mkdir()
+    file = folder / "capture.ws.1.0"
+    file.write_text(f"1612137603.6: {ticker}\n{url} -> 1612137604.0: {orjson.dumps(interest).decode()}\n")
+
+    async def scenario(stand: Any) -> None:
+        assert stand.streams == ["btcusdt@bookTicker", "btcusdt@openInterest"]
+        assert (await stand.get("/fapi/v1/openInterest?symbol=BTCUSDT"))[:2] == (200, interest)
+        async with stand.connect("/public/ws/btcusdt@openInterest/btcusdt@bookTicker") as client:
+            assert len(await stand.collect(client)) == 1  # never sent on a socket
+
+    run(scenario, paths=[file])
+
+
+def test_an_error_page_is_not_always_json(run: Run, recordings: Path) -> None:
+    async def scenario(stand: Any) -> None:
+        async with stand.http.get(stand.ready["rest"] + "/api/v3/nothing") as response:
+            assert (response.status, response.content_type) == (404, "text/html")
+
+    run(scenario, paths=[recordings / SPOT_FILE])
