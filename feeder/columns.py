@@ -147,6 +147,7 @@ def _levels(block: NDArray[np.void], text: bytes, side: int, px_exp: int, qty_ex
         if qty[row] < 0:
             return NEGATIVE
         sides[row] = side
+        batch.fills[row] = 0  # these venues' levels do not tell the number of orders
         row += 1
         at = _skip_space(text, at + 1)
         if at >= size:

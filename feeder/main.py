@@ -4,20 +4,22 @@ import asyncio
 import gc
 import signal
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import aiohttp
 import msgspec
 import structlog
 
-from feeder.backoff import Backoff
+from feeder.fleet import Feed, Fleet
 from feeder.publisher import Publisher
-from feeder.rest import SOURCE_HEADER, Answer, Rest
-from feeder.runner import Feed, Runner
-from feeder.selection import numbered, select, unmatched
+from feeder.recorder import Limits as RecordLimits
+from feeder.recorder import Recorder, follow, head_of
+from feeder.rest import SOURCE_HEADER, Answer, Rest, WeightBudget
+from feeder.roster import Definer, Roster, ask
+from feeder.runner import Runner
+from feeder.selection import Choice, unmatched
 from feeder.sessions import SessionStore
 from feeder.settings import VenueSettings
 from feeder.standin import Ready, StandIn, StandInError
@@ -26,10 +28,11 @@ from feeder.venues.base import Market, Shared
 from feeder.warmth import warm_up
 from market_types.configuration import ConfigError, difference, load
 from market_types.enums import SOURCE_MARKS, EndReason, Flag
-from market_types.instruments import Instrument
 from market_types.places import shm_folder, state_folder
 from market_types.registry import RegistryError, SymbolRegistry
+from market_types.shared_memory import SharedMemoryError
 from market_types.venues import VENUES, Venue
+from recording import CaptureError
 from udp_protocol.datagram import is_text, walk
 from udp_protocol.frame import FrameError
 from udp_protocol.multicast import FenceListener, MulticastError, group_address
@@ -44,6 +47,7 @@ MARKETS: dict[str, Mapping[str, Market]] = {"binance": binance.MARKETS}
 LISTEN_S = 0.35  # to our own groups before a session number is chosen
 SNAPSHOT_GRACE_S = 5.0
 END_HEARTBEATS_S = 2.0
+SOURCE_WORDS = {Flag(0): "live", Flag.REPLAY: "replay", Flag.SIM: "sim"}
 WRITER_SUFFIX = {Flag(0): "", Flag.REPLAY: ".replay", Flag.SIM: ".sim"}
 
 T = TypeVar("T")
@@ -70,6 +74,20 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     exit_at_end: bool = False
 
 
+class RecordOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says of a recording.
+
+    show  draws the progress until it is cancelled
+    """
+
+    feeds: tuple[Options, ...]
+    directory: Path
+    version: str
+    limits: RecordLimits
+    show: Callable[[Sequence[Recorder]], Coroutine[Any, Any, None]]
+    seconds: float | None = None
+
+
 async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> int:
     """Feed until told to stop, or to the end of the recording. Return the exit code.
 
@@ -86,17 +104,66 @@ async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> i
         async with AsyncExitStack() as stack:
             session = await _until(stop, feeder.open(stack))
             if session is not None:
+                reason = EndReason.FAULT
                 try:
                     await _until(stop, session.feed())
+                    reason = EndReason.PLANNED
                 finally:
-                    await session.end()
+                    await session.end(reason)
     except StandInError as error:
         log.error("stand_in_failed", error=str(error))
         return error.exit_code
-    except (TapeError, RegistryError, MulticastError) as error:
+    except (TapeError, RegistryError, MulticastError, SharedMemoryError) as error:
         log.error("start_refused", error=str(error))
         return 1
     return 0
+
+
+async def record(options: RecordOptions, environ: Mapping[str, str], defaults: Path) -> int:
+    """Record venues until told to stop, for so long, or to the end of what a stand-in plays.
+
+    Returns the exit code: 1 if a record was dropped. Raises ConfigError and UsageError as `run` does.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    feeders = [Feeder(feed, environ, defaults) for feed in options.feeds]
+    async with AsyncExitStack() as stack:
+        try:
+            recorders = await _until(stop, _open_recorders(feeders, options, stack))
+        except (StandInError, CaptureError) as error:
+            log.error("start_refused", error=str(error))
+            return 1
+        if not recorders:
+            return 0
+        showing = asyncio.create_task(options.show(recorders))
+        try:
+            await follow(recorders, stop, options.seconds)
+        finally:
+            showing.cancel()
+    for recorder in recorders:
+        log.info("recorded", folder=str(recorder.folder), **recorder.figures)
+    return 1 if any(recorder.figures.get("dropped_records") for recorder in recorders) else 0
+
+
+async def _open_recorders(
+    feeders: Sequence["Feeder"], options: RecordOptions, stack: AsyncExitStack
+) -> list[Recorder]:
+    """Find the venues, make a capture a market, and connect."""
+    recorders: list[Recorder] = []
+    for feeder in feeders:
+        source = await feeder.source(stack)
+        feeds = await feeder.feeds(stack, source)
+        marks, listed, ready = await feeder.marks(feeds[0], source)
+        for feed in feeds:
+            head = head_of(feed, SOURCE_WORDS[marks], options.version)
+            recorder = Recorder(head, options.directory, options.limits, ends_with_recording=source.foreign)
+            recorders.append(recorder)
+            stack.push_async_callback(recorder.end)
+            (roster,) = feeder.rosters(recorder, recorder, [feed], foreign=source.foreign, ready=ready)
+            recorder.begin(roster, listed, starts_clock=ready is not None)
+    return recorders
 
 
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:
@@ -129,7 +196,7 @@ class Feeder:
         self._file = f"feeder/{kind}/{options.venue}"
         self._defaults = defaults
         self._wire, self._settings = self._load()
-        self._market(options.market)
+        self._markets(options.market)
 
     def _load(self) -> tuple[Multicast, VenueSettings]:
         folder, environ, defaults = self._options.config, self._environ, self._defaults
@@ -148,61 +215,94 @@ class Feeder:
         for key, old, new in difference(self._wire, wire) + difference(self._settings, settings):
             log.info("configuration_changed", key=key, old=str(old), new=str(new), takes_effect="next start")
 
-    def _market(self, name: str | None) -> Market:
-        """Return the market of that name, the first one configured for None. Raises UsageError."""
+    def _markets(self, name: str | None) -> list[Market]:
+        """Return the market of that name, all that are configured for None. Raises UsageError."""
         known = MARKETS[self._venue.name]
-        name = name or next(iter(self._settings.market))
-        if name not in known:
-            raise UsageError(f"market: {name!r}, expected one of {', '.join(known)} at {self._venue.name}")
-        return known[name]
+        names = (name,) if name else tuple(self._settings.market)
+        for given in names:
+            if given not in known:
+                raise UsageError(
+                    f"market: {given!r}, expected one of {', '.join(known)} at {self._venue.name}"
+                )
+        return [known[given] for given in names]
 
     async def open(self, stack: AsyncExitStack) -> "Session":
         """Find the venue, choose a session number and begin the session; `stack` gives everything back."""
         options = self._options
         warm_up()
-        ready: Ready | None = None
-        stand_in: StandIn | None = None
-        ws_url, rest_url = options.ws, options.rest
-        if options.replay:
-            stand_in = await StandIn.start(
-                options.replay,
-                market=options.market,
-                speed=options.speed,
-                alias=options.alias,
-                faults=options.faults,
-                at_end="close" if options.exit_at_end else "idle",
-            )
-            stack.push_async_callback(stand_in.stop)
-            ready = stand_in.ready
-            ws_url, rest_url = ready.ws, ready.rest
-            if ready.venue != self._venue.name:
-                raise UsageError(f"--replay: a recording of {ready.venue}, expected {self._venue.name}")
-        market = self._market(ready.market if ready else options.market)
-        foreign = ws_url is not None
-        if ws_url is None or rest_url is None:
-            if market.name not in self._settings.market:
-                raise UsageError(f"market: no table [market.{market.name}] in the configuration")
-            urls = self._settings.market[market.name]
-            ws_url, rest_url = urls.ws_url, urls.rest_url
-        shared = Shared()
-        rest = await stack.enter_async_context(Rest(rest_url, market.limits, shared.counters))
-        feed = Feed(market, rest, ws_url, shared)
-        marks, listed = Flag(0), None
-        if foreign:
-            listed = await instrument_list(feed)
-            replayed = SOURCE_HEADER.lower() in listed.headers
-            marks = Flag.REPLAY if replayed else Flag.SIM
-            if replayed and ready is None:
-                ready = msgspec.json.decode((await rest.get("/_tapecast/ready")).body, type=Ready)
+        source = await self.source(stack)
+        feeds = await self.feeds(stack, source)
+        marks, listed, ready = await self.marks(feeds[0], source)
         publisher = stack.enter_context(closing(await self._begin(marks)))
-        paced = self._wire.replay_frames_per_s if marks else 0
-        runner = Runner(publisher, paced=paced, ends_with_recording=options.exit_at_end)
+        runner = Runner(
+            publisher,
+            paced=self._wire.replay_frames_per_s if marks else 0,
+            ends_with_recording=options.exit_at_end,
+            levels_max=self._settings.book_levels_max,
+        )
         runner.begin()
+        rosters = self.rosters(runner, runner, feeds, foreign=source.foreign, ready=ready)
+        return Session(publisher, runner, rosters, self._settings.refresh_s, source.stand_in, ready, listed)
+
+    async def source(self, stack: AsyncExitStack) -> "Source":
+        """Start the stand-in, if one is asked for, and return where the data comes from."""
+        options = self._options
+        if not options.replay:
+            return Source(options.ws, options.rest, options.market)
+        stand_in = await StandIn.start(
+            options.replay,
+            market=options.market,
+            speed=options.speed,
+            alias=options.alias,
+            faults=options.faults,
+            at_end="close" if options.exit_at_end else "idle",
+        )
+        stack.push_async_callback(stand_in.stop)
+        ready = stand_in.ready
+        if ready.venue != self._venue.name:
+            raise UsageError(f"--replay: a recording of {ready.venue}, expected {self._venue.name}")
+        return Source(ready.ws, ready.rest, ready.market, stand_in)
+
+    async def feeds(self, stack: AsyncExitStack, source: "Source") -> list[Feed]:
+        """Return a feed for each market wanted; one alone where the source is not the venue itself."""
+        markets = self._markets(source.market)
+        feeds = []
+        budgets: dict[str, WeightBudget] = {}
+        for market in markets[:1] if source.foreign else markets:
+            urls = self._settings.market.get(market.name)
+            if urls is None and not source.foreign:
+                raise UsageError(f"market: no table [market.{market.name}] in the configuration")
+            ws_url = source.ws or (urls.ws_url if urls else "")
+            rest_url = source.rest or (urls.rest_url if urls else "")
+            shared = Shared()
+            pool = market.limits.weight_pool or market.name
+            budget = budgets.setdefault(pool, WeightBudget(market.limits.weight_per_minute))
+            rest = await stack.enter_async_context(Rest(rest_url, market.limits, shared.counters, budget))
+            feeds.append(Feed(market, rest, ws_url, shared, self._settings.connection_lifetime_s))
+        return feeds
+
+    async def marks(self, feed: Feed, source: "Source") -> tuple[Flag, Answer | None, Ready | None]:
+        """Return the marks of the data, and what was learnt by asking a source that is not the venue."""
+        ready = source.stand_in.ready if source.stand_in else None
+        if not source.foreign:
+            return Flag(0), None, None
+        listed = await ask(feed, feed.market.instruments_request())
+        replayed = SOURCE_HEADER.lower() in listed.headers
+        if replayed and ready is None:
+            ready = msgspec.json.decode((await feed.rest.get("/_tapecast/ready")).body, type=Ready)
+        return Flag.REPLAY if replayed else Flag.SIM, listed, ready
+
+    def rosters(
+        self, fleet: Fleet, definer: Definer, feeds: Sequence[Feed], *, foreign: bool, ready: Ready | None
+    ) -> list[Roster]:
+        """Return the instruments to be, market by market."""
+        options = self._options
         limited = options.limited or self._environ.get("LIMITED_MODE", "").lower() == "true"
         globs = options.symbols or (("*",) if foreign else self._settings.symbols)
+        choice = Choice(self._settings, globs, limited)
         registry = SymbolRegistry(state_folder(self._environ) / "symbols", self._venue)
-        wanted = Wanted(self._settings, globs, limited, registry)
-        return Session(publisher, runner, feed, wanted, stand_in, ready, listed)
+        offered = ready.streams if ready else None
+        return [Roster(fleet, definer, feed, choice, registry, offered) for feed in feeds]
 
     async def _begin(self, marks: Flag) -> Publisher:
         """Take the tape's lock, choose a session number and send SESSION_START."""
@@ -213,7 +313,15 @@ class Feeder:
         previous = store.last
         session = store.next(max(seen, folder.last_session), int(time.time()))
         publisher = Publisher(
-            self._venue, self._wire, self._settings.n_channels, marks, folder, session, previous
+            self._venue,
+            self._wire,
+            self._settings.n_channels,
+            marks,
+            folder,
+            session,
+            previous,
+            quality=self._settings.quality,
+            speed_one=bool(self._options.replay) and self._options.speed == "1",
         )
         publisher.start()
         log.info("session", session=session, writer=writer, channels=list(publisher.channels))
@@ -241,59 +349,34 @@ async def _greatest_session_heard(venue: Venue, wire: Multicast, n_channels: int
     return seen
 
 
-async def instrument_list(feed: Feed) -> Answer:
-    """Ask the venue until it answers; say so once a step of the back-off."""
-    market = feed.market
-    request = market.instruments_request()
-    backoff = Backoff(market.limits.backoff_base_s, market.limits.backoff_cap_s)
-    while True:
-        try:
-            answer = await feed.rest.get(request.path, request.weight)
-            if answer.status == 200:
-                return answer
-            problem = f"HTTP {answer.status}"
-        except (OSError, aiohttp.ClientError, TimeoutError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        delay_s = backoff.next()
-        log.error(
-            "venue_unreachable",
-            venue=market.venue.name,
-            market=market.name,
-            url=feed.rest.url + request.path,
-            problem=problem,
-            attempt=backoff.failures,
-            retry_s=round(delay_s, 2),
+def refuse_nothing(rosters: Sequence[Roster]) -> None:
+    """Tell of symbols that no market has. Raises UsageError if nothing at all is fed."""
+    fed = [instrument for roster in rosters for instrument in roster.instruments]
+    globs = rosters[0].choice.globs
+    markets = ", ".join(roster.feed.market.name for roster in rosters)
+    venue = rosters[0].feed.market.venue.name
+    for glob in unmatched(fed, globs):
+        log.error("unknown_symbol", symbol=glob, venue=venue, markets=markets)
+    if not fed:
+        listed = sum(len(roster.listed) for roster in rosters)
+        raise UsageError(
+            f"symbols: none of the {listed} instruments of {venue} {markets} is active and fits "
+            f"{', '.join(globs)} and the settings"
         )
-        await asyncio.sleep(delay_s)
 
 
-class Wanted:
-    """What to take of a venue's list, and the numbers to give it.
+class Source(NamedTuple):
+    """Where the data comes from: other addresses than the venue's own, or none."""
 
-    globs    over the venue's text
-    limited  at most 10 a category
-    """
+    ws: str | None
+    rest: str | None
+    market: str | None
+    stand_in: StandIn | None = None
 
-    def __init__(
-        self, settings: VenueSettings, globs: tuple[str, ...], limited: bool, registry: SymbolRegistry
-    ) -> None:
-        self.settings = settings
-        self._globs = globs
-        self._limited = limited
-        self._registry = registry
-
-    def of(self, market: Market, body: bytes) -> list[Instrument]:
-        """Return the instruments to feed from a venue's answer. Raises UsageError if there is none."""
-        listed = market.instruments(body)
-        chosen = select(listed, market, self.settings, self._globs, limited=self._limited)
-        for glob in unmatched(chosen, self._globs):
-            log.error("unknown_symbol", symbol=glob, venue=market.venue.name, market=market.name)
-        if not chosen:
-            raise UsageError(
-                f"symbols: none of the {len(listed)} instruments of {market.venue.name} {market.name} is "
-                f"active and fits {', '.join(self._globs)}"
-            )
-        return numbered(chosen, self._registry, self.settings.n_channels)
+    @property
+    def foreign(self) -> bool:
+        """Return whether it is not the venue itself: its data is marked."""
+        return self.ws is not None
 
 
 class Session:
@@ -303,39 +386,41 @@ class Session:
         self,
         publisher: Publisher,
         runner: Runner,
-        feed: Feed,
-        wanted: Wanted,
+        rosters: Sequence[Roster],
+        refresh_s: float,
         stand_in: StandIn | None,
         ready: Ready | None,
         listed: Answer | None,
     ) -> None:
         self._publisher = publisher
         self._runner = runner
-        self._feed = feed
-        self._wanted = wanted
+        self._rosters = rosters
+        self._refresh_s = refresh_s
         self._stand_in = stand_in
         self._ready = ready
         self._listed = listed
 
     async def feed(self) -> None:
         """Define the instruments, connect, and stay until the recording is over, or for ever."""
-        runner, feed, ready = self._runner, self._feed, self._ready
-        listed = self._listed or await instrument_list(feed)
-        instruments = self._wanted.of(feed.market, listed.body)
-        runner.instruments += instruments
-        self._publisher.define(instruments)
-        plans = feed.market.plans(instruments, self._wanted.settings, ready.streams if ready else None)
-        source = self._publisher.marks.name if self._publisher.marks else "LIVE"
-        log.info("feeding", instruments=len(instruments), links=len(plans), source=source)
-        runner.connect(feed, plans)
+        runner = self._runner
+        begun = [asyncio.create_task(roster.begin(self._listed)) for roster in self._rosters]
+        for task in begun:
+            runner.watch(task)
+        while not (all(task.done() for task in begun) or self._over):
+            runner.check()
+            await asyncio.sleep(0.01)
+        runner.check()
+        refuse_nothing(self._rosters)
         gc.collect()
         gc.freeze()
         gc.disable()  # the runner collects when it is idle
-        if ready is not None:
+        if self._ready is not None:
             while not (runner.subscribed or self._over):
                 runner.check()
                 await asyncio.sleep(0.01)
-            await feed.rest.post("/_tapecast/start")
+            await self._rosters[0].feed.rest.post("/_tapecast/start")
+        for roster in self._rosters:
+            runner.watch(asyncio.create_task(roster.keep(self._refresh_s)))
         while not self._over:
             runner.check()
             await asyncio.sleep(0.05)
@@ -343,12 +428,12 @@ class Session:
     @property
     def _over(self) -> bool:
         """Return whether the recording is over and all of it was read."""
-        if not self._runner.ends_with_recording:
+        if not self._runner.ends_with_recording or not self._runner.links:
             return False
         done = self._stand_in is not None and self._stand_in.done.is_set()
         return all(link.ended or (done and not link.connected) for link in self._runner.links)
 
-    async def end(self) -> None:
+    async def end(self, reason: EndReason) -> None:
         """Publish what was received, then the end of the session, and beat it for two seconds."""
         runner, publisher = self._runner, self._publisher
         deadline_ns = time.monotonic_ns() + int(SNAPSHOT_GRACE_S * 1e9)
@@ -356,7 +441,7 @@ class Session:
             await asyncio.sleep(0.01)
         runner.report(time.time_ns())
         await runner.stop()
-        publisher.end(EndReason.PLANNED)
+        publisher.end(reason)
         log.info(
             "session_ended",
             session=publisher.session_id,

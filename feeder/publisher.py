@@ -4,6 +4,7 @@ The order of work for a datagram is fixed: room on the tape, numbers, stamp, com
 bytes that are sent lie on the tape already; what a subscriber saw can be read there even after a kill -9.
 """
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
@@ -14,9 +15,15 @@ from numpy.typing import NDArray
 from feeder.batch import Batch
 from feeder.columns import lazily_zeroed
 from feeder.framing import DONE, MAX_CHANNELS, NEED_ROOM, WRITER, frame_batch
-from market_types.enums import NO_SEQ, EndReason, Flag, MarketKind, MsgType, VenueState
+from feeder.quality import Quality
+from feeder.quality_settings import QualitySettings
+from feeder.ringing import Rings
+from market_types.enums import NO_SEQ, ClearReason, EndReason, Flag, MarketKind, MsgType, VenueState
 from market_types.histogram import Histogram
 from market_types.instruments import Instrument
+from market_types.listing import ListingHead, write_listing
+from market_types.ring_writer import open_rings
+from market_types.rings import source_word
 from market_types.venues import Venue
 from udp_protocol.frame import MAGIC, VERSION, Header, pack_header
 from udp_protocol.multicast import GroupSender, group_address
@@ -51,6 +58,9 @@ class Publisher:
         folder: TapeFolder,
         session_id: int,
         previous_session: int,
+        *,
+        quality: QualitySettings = QualitySettings(),  # noqa: B008  (frozen)
+        speed_one: bool = False,
     ) -> None:
         self.venue = venue
         self.session_id = session_id
@@ -83,6 +93,27 @@ class Publisher:
         )
         if self._tape.reduced:
             self.batch.alert("warn", "TAPE_REDUCED", f"bytes={self._tape.max_bytes} of={wire.tape.max_bytes}")
+        self._shm = folder.path.parent
+        started_ns = time.time_ns()
+        self._rings = Rings(
+            open_rings(
+                self._shm,
+                folder.path.name,
+                session_id=session_id,
+                venue_id=venue.venue_id,
+                marks=int(marks),
+                started_ns=started_ns,
+                max_bytes=wire.rings.max_bytes,
+                spare_bytes=self._tape.max_bytes,
+            ),
+            self.counters,
+            self.batch.alert,
+        )
+        self._listing_head = ListingHead(
+            folder.path.name, venue.name, session_id, source_word(int(marks)), os.getpid(), started_ns
+        )
+        self._defined: dict[int, Instrument] = {}
+        self._quality = Quality(quality, self.counters, self.batch.alert, live=not marks, speed_one=speed_one)
         self._private = np.empty(0, np.uint8)  # stands in for the tape while there is no room
         self._take_segment(self._tape.segment, self._tape.view, self._tape.at)
         self._segment_begins: deque[tuple[int, NDArray[np.int64]]] = deque()
@@ -100,6 +131,7 @@ class Publisher:
         """Put everything that waits in the batch on the wire, and clear it."""
         if not batch.n_events:
             return
+        self._quality.inspect(batch)
         state = self._state
         while True:
             status = frame_batch(batch.block, state, self._segment, time.time_ns())
@@ -108,6 +140,7 @@ class Publisher:
                 self._more_room()
             elif status == DONE:
                 break
+        self._rings.append(batch)
         batch.clear()
         self._pulse()
 
@@ -210,7 +243,8 @@ class Publisher:
         self._ended = True
 
     def close(self) -> None:
-        """Give tape and sockets back."""
+        """Give tape, rings and sockets back."""
+        self._rings.close(time.time_ns())
         self._tape.close()
         self._folder.close()
         for sender, _ in self._lines:
@@ -237,7 +271,10 @@ class Publisher:
                 strings=[getattr(instrument, name) for name in ("symbol", "name", "base", "quote", "settle")],
             )  # fmt: skip
             self.batch.encoded(MsgType.INSTRUMENT_DEF, payload, count, time.time_ns(), instrument)
+            self._defined[instrument.number] = instrument
+            self._quality.define(instrument)
         self.publish(self.batch)
+        write_listing(self._shm, self._listing_head, list(self._defined.values()))
 
     def status(
         self, state: VenueState, reason: int, connected: int, total: int, reconnects: int, msgs_in: int,
@@ -261,6 +298,32 @@ class Publisher:
             MsgType.VENUE_STATUS, payload, count, time.time_ns(), channel=self.venue.first_channel
         )
         self.publish(self.batch)
+
+    # ---------------------------------------------------------------- books
+
+    def restate(self, instruments: Iterable[Instrument], now_ns: int) -> None:
+        """Publish the valid books of instruments anew, whole, as they stand."""
+        books = self._quality.books
+        for instrument in instruments:
+            if books.valid(instrument.number) and not books.snapshot_into(instrument, self.batch, now_ns):
+                self.publish(self.batch)
+                books.snapshot_into(instrument, self.batch, now_ns)
+
+    def end_books(self, instruments: Iterable[Instrument], now_ns: int) -> None:
+        """Publish that valid books end: their instruments are halted, delisted or fed no more."""
+        books = self._quality.books
+        for instrument in instruments:
+            if books.valid(instrument.number):
+                seq = books.venue_seq(instrument.number)
+                self.batch.book_clear(instrument, now_ns, ClearReason.HALT, seq)
+
+    def overlong(self, levels_max: int) -> list[int]:
+        """Return the registry numbers of books with more than so many levels on a side."""
+        return self._quality.books.overlong(levels_max)
+
+    def books_valid(self, numbers: Sequence[int]) -> int:
+        """Return how many of these instruments have a valid book."""
+        return self._quality.books.n_valid(numbers)
 
     # ---------------------------------------------------------------- time
 
@@ -309,6 +372,7 @@ class Publisher:
         unsync = Flag.CLOCK_UNSYNC if now_ns < self._unsync_until_ns else 0
         self._state[0]["marks"] = int(self.marks | unsync)
         self._try_tape_again()
+        self._quality.second(time.time_ns())
         for sender, _ in self._lines:
             self.counters["send_drop"] = max(self.counters["send_drop"], sender.counters["send_drop"])
             self.counters["emsgsize"] = max(self.counters["emsgsize"], sender.counters["emsgsize"])

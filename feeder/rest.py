@@ -1,15 +1,17 @@
-"""REST calls of one market: one queue by priority, one weight budget, obedience to 429 and 418.
+"""REST calls of a venue: one queue by priority, one weight budget, obedience to 429 and 418.
 
-The budget counts what was asked for in the running minute and believes the venue's header where that says
-more: other programs may share the address.
+The budget counts what was asked for in any 60 seconds, so that it holds in every minute of the venue's clock,
+whatever ours says; and it believes the venue's header where that says more: other programs may share the
+address.
 """
 
 import asyncio
+import heapq
 import itertools
 import time
-from collections import Counter
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 import aiohttp
 import structlog
@@ -21,10 +23,11 @@ from feeder.venues.base import Limits
 log = structlog.get_logger()
 
 TIMEOUT_S = 10.0
-WORKERS = 4
+CALLS_AT_ONCE = 4
 BUDGET_SHARE = 0.9  # of the venue's weight per minute: the rest is for those who share the address
+WINDOW_S = 61.0  # a minute of the venue's, and the time a call may be on its way
 SOURCE_HEADER = "X-Tapecast-Source"
-MAX_BODY_BYTES = 64 * 2**20
+LIMITED = (418, 429)
 
 
 class Answer(NamedTuple):
@@ -36,79 +39,124 @@ class Answer(NamedTuple):
 
 
 class WeightBudget:
-    """How much of the venue's weight per minute is left. Time is an argument."""
+    """How much of the venue's weight may be used now. Time is an argument, in monotonic seconds.
+
+    closed_until_s  after 429 and 418 no call is made before
+    """
 
     def __init__(self, per_minute: int) -> None:
         self._limit = int(per_minute * BUDGET_SHARE)
-        self._minute = 0
+        self._spent: deque[tuple[float, int]] = deque()
         self._used = 0
-        self.closed_until_s = 0.0  # after 429 and 418
+        self.closed_until_s = 0.0
 
-    def wait_s(self, weight: int, unix_s: float) -> float:
-        """Return how long to wait before a call of this weight, 0 = go; going counts it."""
-        if unix_s < self.closed_until_s:
-            return self.closed_until_s - unix_s
-        minute = int(unix_s // 60)
-        if minute != self._minute:
-            self._minute, self._used = minute, 0
-        if self._used and self._used + weight > self._limit:
-            return (minute + 1) * 60 - unix_s
+    def wait_s(self, weight: int, now_s: float) -> float:
+        """Return how long a call of this weight has to wait, 0 = it may go."""
+        if now_s < self.closed_until_s:
+            return self.closed_until_s - now_s
+        self._forget(now_s)
+        over = self._used + weight - self._limit
+        if over <= 0 or not self._spent:  # a call heavier than the whole budget goes alone
+            return 0.0
+        for spent_s, spent in self._spent:
+            over -= spent
+            if over <= 0:
+                return spent_s + WINDOW_S - now_s
+        return self._spent[-1][0] + WINDOW_S - now_s
+
+    def spend(self, weight: int, now_s: float) -> None:
+        """Count a call that goes out."""
+        self._spent.append((now_s, weight))
         self._used += weight
-        return 0.0
 
-    def believe(self, used: int, unix_s: float) -> None:
-        """Take the venue's own count."""
-        if int(unix_s // 60) == self._minute:
-            self._used = max(self._used, used)
+    def believe(self, used: int, now_s: float) -> None:
+        """Take the venue's own count of its present minute where it is greater than ours."""
+        self._forget(now_s)
+        if used > self._used:
+            self.spend(used - self._used, now_s)
 
-    def close(self, seconds: float, unix_s: float) -> None:
+    def close(self, seconds: float, now_s: float) -> None:
         """Make no call for so long."""
-        self.closed_until_s = max(self.closed_until_s, unix_s + seconds)
+        self.closed_until_s = max(self.closed_until_s, now_s + seconds)
+
+    def _forget(self, now_s: float) -> None:
+        while self._spent and self._spent[0][0] <= now_s - WINDOW_S:
+            self._used -= self._spent.popleft()[1]
+
+
+class _Call:
+    """A request in the queue: by priority, then in the order of asking."""
+
+    __slots__ = ("answered", "backoff", "order", "request", "wanted")
+
+    def __init__(
+        self, order: int, request: Request, answered: Callable[[Answer], None], wanted: Callable[[], bool]
+    ) -> None:
+        self.order = (request.priority, order)
+        self.request, self.answered, self.wanted = request, answered, wanted
+        self.backoff: Backoff | None = None
+
+    def __lt__(self, other: "_Call") -> bool:
+        return self.order < other.order
 
 
 class Rest:
-    """A market's REST address.
+    """A market's REST address. Use as an async context manager.
 
-    Use as an async context manager. counters: rest_429, rest_418, rest_5xx, rest_4xx, rest_unreachable.
+    budget    may be shared with other markets
+    counters  rest_429, rest_418, rest_5xx, rest_4xx, rest_unreachable
     """
 
-    def __init__(self, url: str, limits: Limits, counters: Counter[str]) -> None:
+    def __init__(
+        self, url: str, limits: Limits, counters: Counter[str], budget: WeightBudget | None = None
+    ) -> None:
         self.url = url.rstrip("/")
         self._limits = limits
-        self._budget = WeightBudget(limits.weight_per_minute)
+        self._budget = budget or WeightBudget(limits.weight_per_minute)
         self._counters = counters
-        self._queue: asyncio.PriorityQueue[
-            tuple[int, int, Request, Callable[[Answer], None], Callable[[], bool]]
-        ]
-        self._queue = asyncio.PriorityQueue()
+        self._queue: list[_Call] = []
         self._order = itertools.count()
+        self._changed = asyncio.Event()
         self._running = 0
-        self._workers: list[asyncio.Task[None]] = []
+        self._waiting = 0  # for another try
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> "Rest":
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT_S))
-        self._workers = [asyncio.create_task(self._work()) for _ in range(WORKERS)]
+        self._later(self._dispatch())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._session.close()
 
     @property
     def idle(self) -> bool:
         """Return whether no call waits or runs."""
-        return self._queue.empty() and not self._running
+        return not (self._queue or self._running or self._waiting)
 
     def ask(self, request: Request, answered: Callable[[Answer], None], wanted: Callable[[], bool]) -> None:
-        """Queue a call. `answered` gets what the venue finally says, unless nobody `wanted` it any more."""
-        self._queue.put_nowait((request.priority, next(self._order), request, answered, wanted))
+        """Queue a call. `answered` gets what the venue finally says, unless nobody `wanted` it any more.
+
+        What fails on the way, or in the venue, is asked again with back-off; 4xx is final.
+        """
+        self._put(_Call(next(self._order), request, answered, wanted))
 
     async def get(self, path: str, weight: int = 1) -> Answer:
-        """Call once. Raises OSError, aiohttp.ClientError or TimeoutError if no answer comes."""
-        while wait_s := self._budget.wait_s(weight, time.time()):
+        """Call once, within the budget. Raises OSError, aiohttp.ClientError, TimeoutError: no answer came."""
+        while wait_s := self._budget.wait_s(weight, time.monotonic()):
             await asyncio.sleep(wait_s)
+        return await self._call(path, weight)
+
+    async def post(self, path: str) -> int:
+        """Call once without a body and return the HTTP status. Raises as `get` does."""
+        async with self._session.post(self.url + path) as response:
+            return response.status
+
+    async def _call(self, path: str, weight: int) -> Answer:
+        self._budget.spend(weight, time.monotonic())
         async with self._session.get(self.url + path) as response:
             answer = Answer(
                 response.status,
@@ -118,53 +166,77 @@ class Rest:
         self._heed(answer)
         return answer
 
-    async def post(self, path: str) -> int:
-        """Call once without a body and return the HTTP status. Raises as `get` does."""
-        async with self._session.post(self.url + path) as response:
-            return response.status
-
     def _heed(self, answer: Answer) -> None:
         used = answer.headers.get(self._limits.weight_header.lower(), "")
-        if used.isdigit():
-            self._budget.believe(int(used), time.time())
-        if answer.status in (418, 429):
+        if used.isascii() and used.isdigit():
+            self._budget.believe(int(used), time.monotonic())
+        if answer.status in LIMITED:
             self._counters[f"rest_{answer.status}"] += 1
             after = answer.headers.get("retry-after", "")
-            seconds = float(after) if after.isdigit() else 60.0
+            seconds = float(after) if after.isascii() and after.isdigit() else 60.0
             log.warning("rest_limited", status=answer.status, retry_after_s=seconds, url=self.url)
-            self._budget.close(seconds, time.time())
+            self._budget.close(seconds, time.monotonic())
 
-    async def _work(self) -> None:
+    def _put(self, call: _Call) -> None:
+        heapq.heappush(self._queue, call)
+        self._changed.set()
+
+    async def _dispatch(self) -> None:
+        """Start the most urgent call as soon as the budget and the number of calls at once allow."""
         while True:
-            _, _, request, answered, wanted = await self._queue.get()
-            self._running += 1
-            try:
-                await self._settle(request, answered, wanted)
-            finally:
-                self._running -= 1
-
-    async def _settle(
-        self, request: Request, answered: Callable[[Answer], None], wanted: Callable[[], bool]
-    ) -> None:
-        """Call until the venue gives an answer that is final: a body, or a refusal of this very request."""
-        backoff = Backoff(self._limits.backoff_base_s, self._limits.backoff_cap_s)
-        while wanted():
-            try:
-                answer = await self.get(request.path, request.weight)
-            except (OSError, aiohttp.ClientError, TimeoutError) as error:
-                self._counters["rest_unreachable"] += 1
-                problem = f"{type(error).__name__}: {error}"
-            else:
-                if answer.status in (418, 429):
+            self._changed.clear()
+            while self._queue and not self._queue[0].wanted():
+                heapq.heappop(self._queue)
+            wait_s: float | None = None
+            if self._queue and self._running < CALLS_AT_ONCE:
+                wait_s = self._budget.wait_s(self._queue[0].request.weight, time.monotonic())
+                if not wait_s:
+                    self._running += 1
+                    self._later(self._settle(heapq.heappop(self._queue)))
+                    await asyncio.sleep(0)  # it spends its weight before the next is weighed
                     continue
-                if answer.status < 500:
-                    if answer.status >= 400:
-                        self._counters["rest_4xx"] += 1
-                    if wanted():
-                        answered(answer)
-                    return
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                pass
+
+    async def _settle(self, call: _Call) -> None:
+        """Call; hand on an answer that is final, queue the call again after any other."""
+        try:
+            answer = await self._call(call.request.path, call.request.weight)
+        except (OSError, aiohttp.ClientError, TimeoutError) as error:
+            self._counters["rest_unreachable"] += 1
+            self._again(call, f"{type(error).__name__}: {error}")
+        else:
+            if answer.status in LIMITED:
+                self._put(call)
+            elif answer.status >= 500:
                 self._counters["rest_5xx"] += 1
-                problem = f"HTTP {answer.status}"
-            delay_s = backoff.next()
-            log.warning("rest_failed", path=request.path, problem=problem, retry_s=round(delay_s, 3))
-            await asyncio.sleep(delay_s)
+                self._again(call, f"HTTP {answer.status}")
+            else:
+                if answer.status >= 400:
+                    self._counters["rest_4xx"] += 1
+                if call.wanted():
+                    call.answered(answer)
+        finally:
+            self._running -= 1
+            self._changed.set()
+
+    def _again(self, call: _Call, problem: str) -> None:
+        """Queue the call after a wait."""
+        call.backoff = call.backoff or Backoff(self._limits.backoff_base_s, self._limits.backoff_cap_s)
+        delay_s = call.backoff.next()
+        log.warning("rest_failed", path=call.request.path, problem=problem, retry_s=round(delay_s, 3))
+        self._waiting += 1
+
+        def put() -> None:
+            self._waiting -= 1
+            self._put(call)
+
+        asyncio.get_running_loop().call_later(delay_s, put)
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,28 +1,23 @@
-"""The heart of a feeder: links and REST in, one batch a wake-up out. Knows no venue by name."""
+"""The heart of a feeder: what a fleet gathers goes out, one batch a wake-up, with beats and reports."""
 
 import asyncio
 import gc
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any
 
 import structlog
 
-from feeder.batch import Batch, Request
-from feeder.link import Link
+from feeder.fleet import Fleet
 from feeder.publisher import Publisher
-from feeder.rest import Answer, Rest
-from feeder.venues.base import Market, Plan, Shared
-from market_types.enums import MarketKind, VenueState
+from feeder.venues.base import NS_PER_S
+from market_types.enums import InstrumentStatus, MarketKind
 from market_types.instruments import Instrument
 from udp_protocol.text import Alert, Conn, Exchange, Lat, format_line
 
 log = structlog.get_logger()
 
-NS_PER_S = 1_000_000_000
 PUBLISH_MESSAGES = 64
-STAGGER_S = 0.02  # between two connects
 PACING_BURST_S = 0.02  # what a paced feeder may send at once
 
 
@@ -46,129 +41,45 @@ class Pacer:
         return ahead_s if ahead_s > PACING_BURST_S else 0.0
 
 
-class Feed:
-    """One market of the venue: its addresses, and what all its links share."""
-
-    def __init__(self, market: Market, rest: Rest, ws_url: str, shared: Shared) -> None:
-        self.market = market
-        self.rest = rest
-        self.ws_url = ws_url.rstrip("/")
-        self.shared = shared
-        self._gate = ConnectGate(market.limits.connects, market.limits.connects_window_s)
-
-    async def gate(self) -> None:
-        """Wait for this link's turn to connect."""
-        await asyncio.sleep(self._gate.wait_s(time.monotonic()))
-
-
-class ConnectGate:
-    """Keeps all links together within the connections a venue allows, and apart from each other.
-
-    Time is an argument, in seconds.
-    """
-
-    def __init__(self, connects: int, window_s: float) -> None:
-        self._window_s = window_s
-        self._turns: deque[float] = deque(maxlen=connects)
-
-    def wait_s(self, now_s: float) -> float:
-        """Return how long to wait before connecting; the turn is taken."""
-        turn_s = now_s
-        if self._turns:
-            turn_s = max(turn_s, self._turns[-1] + STAGGER_S)
-        if len(self._turns) == self._turns.maxlen:
-            turn_s = max(turn_s, self._turns[0] + self._window_s)
-        self._turns.append(turn_s)
-        return turn_s - now_s
-
-
-class Runner:
+class Runner(Fleet):
     """Runs all links of a venue and publishes what their adapters gather.
 
-    ends_with_recording  a link that the venue closes in order stays closed, its books valid
-    ending               links that go from now on leave their books valid: the session ends instead
+    paced       frames per second at most, 0 = no limit
+    levels_max  a book with more levels on a side is asked for anew
     """
 
-    def __init__(self, publisher: Publisher, *, paced: int, ends_with_recording: bool) -> None:
-        self.batch: Batch = publisher.batch
-        self.links: list[Link] = []
-        self.instruments: list[Instrument] = []
-        self.ends_with_recording = ends_with_recording
-        self.ending = False
+    def __init__(
+        self, publisher: Publisher, *, paced: int, ends_with_recording: bool, levels_max: int = 20_000
+    ) -> None:
+        super().__init__(publisher.batch, ends_with_recording=ends_with_recording)
         self._publisher = publisher
-        self._failure: BaseException | None = None
-        self._loop = asyncio.get_running_loop()
+        self._levels_max = levels_max
         self._waiting = 0  # messages since the last wake-up
-        self._loop.set_exception_handler(self._failed)
-        self._tasks: list[asyncio.Task[None]] = []
         self._pacer = Pacer(paced, publisher.frames, time.monotonic_ns())
         self._beat_timer: asyncio.TimerHandle | None = None
         self._beat_due_ns = 0
         self._messages_then = 0
 
-    # ---------------------------------------------------------------- life
-
     def begin(self) -> None:
         """Begin to beat and to report; the session is open."""
         self._beat()
-        self._tasks.append(asyncio.create_task(self._every_second()))
-
-    def connect(self, feed: Feed, plans: Sequence[Plan]) -> None:
-        """Open a link for each plan, at the venue's pace."""
-        for plan in plans:
-            link = Link(self, feed, plan)
-            self.links.append(link)
-            self._tasks.append(asyncio.create_task(link.run()))
-
-    def check(self) -> None:
-        """Raise what went wrong in a task or callback: a feeder that cannot beat or report must not go on."""
-        for task in self._tasks:
-            if task.done() and not task.cancelled() and (error := task.exception()) is not None:
-                raise error
-        if self._failure is not None:
-            raise self._failure
-
-    def _failed(self, _: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        self._failure = context.get("exception") or RuntimeError(context["message"])
-
-    async def stop(self) -> None:
-        """Close the links."""
-        self.ending = True
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.watch(asyncio.create_task(self._every_second()))
 
     def still(self) -> None:
         """Beat no more."""
         if self._beat_timer is not None:
             self._beat_timer.cancel()
 
-    @property
-    def subscribed(self) -> bool:
-        """Return whether every link is open and everything it asked for acknowledged."""
-        return all(link.connected and link.adapter.subscribed for link in self.links)
-
-    @property
-    def syncing(self) -> bool:
-        """Return whether a snapshot is under way."""
-        return any(link.alive and link.adapter.syncing for link in self.links)
-
-    @property
-    def connected(self) -> int:
-        """Return how many links are open."""
-        return sum(link.connected for link in self.links)
-
-    @property
-    def n_messages(self) -> int:
-        """Return how many messages came since the start."""
-        return sum(link.n_messages for link in self.links)
+    def define(self, instruments: Sequence[Instrument]) -> None:
+        """Publish definitions, new ones and changed ones."""
+        self.instruments.update({instrument.number: instrument for instrument in instruments})
+        self._publisher.define(instruments)
 
     @property
     def counters(self) -> Counter[str]:
-        """Return what went wrong since the start, by name: what the links, REST and the publisher counted."""
-        shared = {id(link.feed.shared): link.feed.shared.counters for link in self.links}
+        """Return what went wrong since the start, by name: what links, REST and the publisher counted."""
         troubles = {name: n for name, n in self._publisher.counters.items() if name != "datagrams"}
-        return sum(shared.values(), Counter()) + Counter(troubles)
+        return super().counters + Counter(troubles)
 
     # ---------------------------------------------------------------- what links call
 
@@ -180,14 +91,12 @@ class Runner:
         elif self._waiting % PUBLISH_MESSAGES == 0:
             self._publish()
 
-    def fetch(self, link: Link, request: Request) -> None:
-        """Queue a REST call for the link's present adapter."""
-        adapter = link.adapter
-
-        def answered(answer: Answer) -> None:
-            link.answered(adapter, request, answer.status, answer.body)
-
-        link.feed.rest.ask(request, answered, lambda: link.adapter is adapter and link.alive)
+    def handed_over(self, stay: Sequence[Instrument], leave: Sequence[Instrument], now_ns: int) -> None:
+        """State the books that stay valid anew, and end those that leave the plan."""
+        self._publish()
+        self._publisher.restate(stay, now_ns)
+        self._publisher.end_books(leave, now_ns)
+        self._publish()
 
     # ---------------------------------------------------------------- publishing
 
@@ -231,8 +140,9 @@ class Runner:
 
     def _second(self) -> None:
         now_ns = time.time_ns()
-        for link in self.links:
-            link.tick(now_ns)
+        self.tick(now_ns)
+        for number in self._publisher.overlong(self._levels_max):
+            self._renew_book(self.instruments[number], now_ns)
         self._publisher.second()
         self.report(now_ns)
         messages = self.n_messages
@@ -240,33 +150,34 @@ class Runner:
             gc.collect()  # only when idle
         self._messages_then = messages
 
-    def state(self) -> tuple[VenueState, int]:
-        """Return the state of the venue's links and the reason it is not up."""
-        total, connected = len(self.links), self.connected
-        if total and connected == total and self.subscribed:
-            return VenueState.UP, 0
-        if connected:
-            return VenueState.DEGRADED, 2
-        lost = any(link.reconnects >= 0 for link in self.links)
-        return (VenueState.DOWN, 2) if lost else (VenueState.CONNECTING, 0)
+    def _renew_book(self, instrument: Instrument, now_ns: int) -> None:
+        """Have a book with too many levels sent anew by the venue."""
+        if any(link.renew_book(instrument, now_ns) for link in self.links):
+            self.batch.alert("info", "BOOK_OVERLONG", f"symbol={instrument.symbol}")
 
     def report(self, now_ns: int) -> None:
         """Publish VENUE_STATUS and the text lines."""
         state, reason = self.state()
         connected, total = self.connected, len(self.links)
-        reconnects = sum(max(link.reconnects, 0) for link in self.links)
         last_ns = max((link.last_message_ns for link in self.links), default=0)
-        self._publisher.status(state, reason, connected, total, reconnects, self.n_messages, last_ns)
+        self._publisher.status(state, reason, connected, total, self.reconnects, self.n_messages, last_ns)
         name = self._publisher.venue.name
         lines = [format_line(Conn(name, connected, total - connected, total))]
-        for kind in sorted({instrument.kind for instrument in self.instruments}):
+        kinds: dict[int, list[int]] = defaultdict(list)
+        for number, instrument in self.instruments.items():
+            if instrument.status != InstrumentStatus.DELISTED:
+                kinds[instrument.kind].append(number)
+        for kind, numbers in sorted(kinds.items()):
             counts = self._publisher.counts(MarketKind(kind))
-            symbols = sum(instrument.kind == kind for instrument in self.instruments)
+            counts["books"] = self._publisher.books_valid(numbers)
             drops = self._publisher.counters["send_drop"]
             lines.append(
                 format_line(
                     Exchange(
-                        name, MarketKind(kind).word, {"symbols": symbols, **counts, "drops": drops}, now_ns
+                        name,
+                        MarketKind(kind).word,
+                        {"symbols": len(numbers), **counts, "drops": drops},
+                        now_ns,
                     )
                 )
             )

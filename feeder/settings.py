@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from feeder.quality_settings import QualitySettings
 from market_types.configuration import SettingError
 
 #: the type words of the text lines
@@ -37,10 +38,12 @@ class VenueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stats               mark, index, funding, open interest and 24 h figures where the market offers them
     liquidations        where the market offers them
     open_interest_s     how often open interest is asked for by REST, where only REST has it; 0 = never
+    connection_lifetime_s  a connection is renewed before it is so old; 0 = the venue's own limit
     depth               the venue's word for one of its depth streams, or "fastest"
     book_levels_max     a book with more levels a side is asked for anew
     n_channels          channels of the venue's range in use, constant within a session
     market              endpoints by market name
+    quality             thresholds of the checks
 
     Raises SettingError for a venue without a market.
     """
@@ -58,9 +61,11 @@ class VenueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stats: bool = True
     liquidations: bool = True
     open_interest_s: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    connection_lifetime_s: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     depth: Annotated[str, msgspec.Meta(min_length=1)] = "fastest"
     book_levels_max: Annotated[int, msgspec.Meta(ge=1)] = 20_000
     n_channels: Annotated[int, msgspec.Meta(ge=1, le=8)] = 8
+    quality: QualitySettings = msgspec.field(default_factory=QualitySettings)
 
     def __post_init__(self) -> None:
         if not self.market:

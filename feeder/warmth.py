@@ -3,7 +3,9 @@
 import numpy as np
 
 from feeder.batch import Batch
+from feeder.columns import lazily_zeroed
 from feeder.framing import WRITER, frame_batch
+from feeder.ringing import RINGING, append_records
 from market_types.enums import Aggressor, ClearReason, MarketKind
 from market_types.instruments import Instrument
 from market_types.venues import VENUES
@@ -27,4 +29,7 @@ def warm_up() -> None:
     batch.trade(instrument, 0, 0, "1", "1", 1, Aggressor.BUY)
     batch.book_clear(instrument, 0, ClearReason.RESTART, 3)
     frame_batch(batch.block, state, segment, 0)
+    ringing = lazily_zeroed(RINGING)
+    ringing["entry_of"][0, :, 1] = -1  # no ring: nothing is written
+    append_records(batch.block, ringing, np.zeros(512, np.int64))
     assert writer["frames"] == 5

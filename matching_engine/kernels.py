@@ -37,7 +37,7 @@ _PACKED = 3 * PAGE // 4  # levels of a page after `repack`
 
 def new_block(n_pages: int) -> NDArray[np.int64]:
     """Return an empty book with room for `n_pages` a side."""
-    block = np.zeros(HEAD + 2 * n_pages * (2 * PAGE + 1), dtype=np.int64)
+    block = np.zeros(words_of(n_pages), dtype=np.int64)
     clear(block)
     return block
 
@@ -132,6 +132,58 @@ def apply_levels(
 
 
 @kernel
+def apply_rows(
+    block: NDArray[np.int64],
+    price: NDArray[np.int64],
+    qty: NDArray[np.int64],
+    side: NDArray[np.uint8],
+    px_exp: NDArray[np.int8],
+    qty_exp: NDArray[np.int8],
+    first: int,
+    stop: int,
+    step: int,
+) -> int:
+    """Set the levels of the rows `range(first, stop, step)` of columns, all or none; qty 0 removes a level.
+
+    side 1 bid, else ask. Each row has its own exponents, within ±18. Returns what `apply_levels` does.
+    """
+    finest_px, finest_qty = block[PX_EXP], block[QTY_EXP]
+    mixed = False
+    n_bad = 0
+    for row in range(first, stop, step):
+        mixed |= (px_exp[row] != finest_px) | (qty_exp[row] != finest_qty)
+        finest_px = min(px_exp[row], finest_px)
+        finest_qty = min(qty_exp[row], finest_qty)
+        n_bad += (price[row] == NULL_PRICE) | (qty[row] < 0)
+    if n_bad > 0:
+        return BAD_LEVEL
+    if mixed:
+        n_beyond = 0
+        for row in range(first, stop, step):
+            px_limit = _limit(px_exp[row] - finest_px)
+            n_beyond += (price[row] > px_limit) | (price[row] < -px_limit)
+            n_beyond += qty[row] > _limit(qty_exp[row] - finest_qty)
+        if n_beyond > 0:
+            return BAD_RANGE
+        finer = finest_px < block[PX_EXP] or finest_qty < block[QTY_EXP]
+        if finer and not _refine(block, finest_px, finest_qty):
+            return BAD_RANGE
+    bid_page = block[BID_PAGES] - 1
+    ask_page = block[ASK_PAGES] - 1
+    for row in range(first, stop, step):
+        key = price[row] * _POW10[min(px_exp[row] - finest_px, 18)]
+        level = qty[row] * _POW10[min(qty_exp[row] - finest_qty, 18)]
+        if side[row] == _BID:
+            bid_page = _set_level(block, 0, bid_page, key, level)
+        else:
+            ask_page = _set_level(block, 1, ask_page, -key, level)
+        if min(bid_page, ask_page) < 0:
+            return FULL
+    _note_best(block)
+    return OK if block[N_BIDS] + block[N_ASKS] <= MAX_LEVELS else TOO_MANY
+
+
+@kernel
 def read_side(
     block: NDArray[np.int64], side: int, prices: NDArray[np.int64], qtys: NDArray[np.int64]
 ) -> None:
@@ -152,8 +204,19 @@ def read_side(
 @kernel
 def pages_needed(block: NDArray[np.int64]) -> int:
     """Return how many pages the greater side takes after `repack`."""
-    n_levels: int = max(block[N_BIDS], block[N_ASKS])
+    return pages_for(max(block[N_BIDS], block[N_ASKS]))
+
+
+@kernel
+def pages_for(n_levels: int) -> int:
+    """Return how many pages of a side hold so many levels, packed as `repack` does."""
     return n_levels // _PACKED + 1
+
+
+@kernel
+def words_of(n_pages: int) -> int:
+    """Return the length of a block with room for `n_pages` a side."""
+    return HEAD + 2 * n_pages * (2 * PAGE + 1)
 
 
 @kernel

@@ -146,8 +146,14 @@ class BinanceRest:
         return msgspec.json.encode(depth_answer(snapshot).cut(levels))
 
     async def _own_depth(self, symbol: Symbol, levels: int) -> Depth | None:
-        """Return the stand-in's book at the present point of `symbol`."""
+        """Return the stand-in's book at the present point of `symbol`.
+
+        Who asks for the most levels gets all that are known, as with a recorded snapshot: most of a final
+        book lies outside the recorded snapshot's range.
+        """
         recorded = symbol.recorded
+        if levels == self._market.max_levels:
+            levels = sys.maxsize
         async with self._building:
             if recorded not in self._books:
                 positions, payloads = self._capture.depth(recorded)

@@ -8,6 +8,7 @@ import msgspec
 
 from feeder.batch import Batch, Request
 from feeder.settings import VenueSettings
+from feeder.venues.trade_ids import TradeIds
 from market_types.instruments import Instrument
 from market_types.venues import Venue
 
@@ -33,62 +34,31 @@ class Limits(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """What one connection carries.
 
-    path     below the market's WebSocket address
-    streams  in the venue's own words
+    path             below the market's WebSocket address
+    streams          in the venue's own words
+    polled           of the instruments, those whose open interest is asked for by REST
+    open_interest_s  how often
     """
 
     path: str
     streams: tuple[str, ...]
     instruments: tuple[Instrument, ...]
+    polled: tuple[Instrument, ...] = ()
+    open_interest_s: float = 0.0
 
 
 class Shared:
     """What outlives a connection: the runner hands the same one to every adapter of a market.
 
-    trades    last trade id and open gaps by instrument number
+    trades    last trade id and holes by instrument number
+    slow      numbers of instruments whose fastest book stream stays silent: the next one is asked for
     counters  what went wrong, by name
     """
 
     def __init__(self) -> None:
         self.trades: dict[int, TradeIds] = {}
+        self.slow: set[int] = set()
         self.counters: Counter[str] = Counter()
-
-
-class TradeIds:
-    """Tells whether a trade of a venue whose ids rise by one is new, missing, late or known.
-
-    last  the last id seen, -1 = none
-    link  the adapter that saw it
-    """
-
-    NEW, LATE, KNOWN, RESET = range(4)
-    RESET_DISTANCE = 100_000  # so far behind the last id no duplicate comes
-
-    __slots__ = ("gaps", "last", "link")
-
-    def __init__(self) -> None:
-        self.last = -1
-        self.link: object = None
-        self.gaps: list[range] = []
-
-    def see(self, trade_id: int) -> tuple[int, range]:
-        """Return what the id is, and the ids missing before it."""
-        missing = range(0)
-        if self.last >= 0 and trade_id > self.last + 1:
-            missing = range(self.last + 1, trade_id)
-            self.gaps = [*self.gaps[-15:], missing]
-        if trade_id > self.last:
-            self.last = trade_id
-            return self.NEW, missing
-        if trade_id < self.last - self.RESET_DISTANCE:
-            self.last, self.gaps = trade_id, []
-            return self.RESET, missing
-        for at, gap in enumerate(self.gaps):
-            if trade_id in gap:
-                parts = [range(gap.start, trade_id), range(trade_id + 1, gap.stop)]
-                self.gaps[at : at + 1] = [part for part in parts if part]
-                return self.LATE, missing
-        return self.KNOWN, missing
 
 
 class Adapter(Protocol):
@@ -101,6 +71,10 @@ class Adapter(Protocol):
     @property
     def syncing(self) -> bool:
         """Return whether a book waits for a snapshot that is under way."""
+
+    @property
+    def closing(self) -> bool:
+        """Return whether the connection is of no more use, or soon will be: another is to take over."""
 
     def hello(self) -> list[bytes]:
         """Return the messages to send once connected."""
@@ -151,13 +125,19 @@ class Market(Protocol):
     def instruments(self, body: bytes) -> list[Instrument]:
         """Return the instruments in an answer to it, without numbers and channels. Raises VenueError."""
 
+    def volumes_request(self) -> Request:
+        """Return the REST call for 24 h volumes."""
+
+    def volumes(self, body: bytes) -> dict[str, float]:
+        """Return 24 h volumes in quote currency by the venue's text, to rank by. Raises VenueError."""
+
     def category(self, instrument: Instrument) -> str:
         """Return the word configuration selects it by: spot, perp, future, option, equity."""
 
     def plans(
-        self, instruments: Sequence[Instrument], settings: VenueSettings, offered: Iterable[str] | None
+        self, instruments: Sequence[Instrument | None], settings: VenueSettings, offered: Iterable[str] | None
     ) -> list[Plan]:
-        """Spread instruments over connections.
+        """Spread instruments over connections, each by its place; None is a free place.
 
         offered  the streams a stand-in has to give, None at a venue
         """

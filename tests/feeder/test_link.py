@@ -6,11 +6,13 @@ import contextlib
 import hashlib
 import resource
 import struct
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 
+from feeder import connection as connection_module
 from feeder import link as link_module
 from feeder.batch import OutOfRange, VenueError
 from feeder.link import Link
@@ -32,6 +34,8 @@ class Recorder:
         self.lost = 0
         self.subscribed = True
         self.syncing = False
+        self.closing = False
+        self.took_over: Any = None
 
     def hello(self) -> list[bytes]:
         return [b"hello"]
@@ -42,6 +46,13 @@ class Recorder:
         if message == b"big":
             raise OutOfRange("message: big, expected one that fits")
         self.messages.append(message)
+
+    def settle(self, message: bytes, ts_recv_ns: int) -> bool:
+        self.subscribed = self.subscribed or message == b"ack"
+        return message == b"ack"
+
+    def take_over(self, other: Any, now_ns: int, out: Any) -> None:
+        self.took_over = other
 
     def disconnected(self, now_ns: int, out: Any) -> None:
         self.lost += 1
@@ -63,6 +74,10 @@ class Stage:
         self.batch = FakeBatch()
         self.ends_with_recording = False
         self.ending = False
+        self.tap = None
+        self.refused: Counter[int] = Counter()
+        self.handed: list[tuple[Any, Any]] = []
+        self.subscribe_at_once = True
         self.touches = 0
         self.adapters: list[Recorder] = []
         self.market = self
@@ -74,7 +89,11 @@ class Stage:
 
     def adapter(self, plan: Plan, shared: Shared) -> Recorder:
         self.adapters.append(Recorder())
+        self.adapters[-1].subscribed = self.subscribe_at_once
         return self.adapters[-1]
+
+    def next_number(self) -> int:
+        return len(self.adapters)
 
     async def gate(self) -> None:
         pass
@@ -82,8 +101,11 @@ class Stage:
     def touched(self) -> None:
         self.touches += 1
 
-    def fetch(self, link: Link, request: Any) -> None:
+    def fetch(self, link: Link, connection: Any, request: Any) -> None:
         raise AssertionError
+
+    def handed_over(self, stay: Any, leave: Any, now_ns: int) -> None:
+        self.handed.append((stay, leave))
 
     @property
     def heard(self) -> list[bytes]:
@@ -180,7 +202,7 @@ def test_a_lost_link_is_told_to_its_adapter_and_a_new_one_begins() -> None:
     async def main() -> None:
         async with served(handler) as stage:
             await until(lambda: stage.link.reconnects >= 2)
-            assert [adapter.lost for adapter in stage.adapters[1:3]] == [1, 1]
+            assert [adapter.lost for adapter in stage.adapters[:2]] == [1, 1]
 
     asyncio.run(main())
 
@@ -201,7 +223,7 @@ def test_a_handshake_that_fails_is_counted_and_tried_again(answer: bytes) -> Non
 
 
 def test_a_server_that_never_answers_the_handshake_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "CONNECT_DEADLINE_S", 0.1)
+    monkeypatch.setattr(connection_module, "CONNECT_DEADLINE_S", 0.1)
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(10)
@@ -214,8 +236,8 @@ def test_a_server_that_never_answers_the_handshake_is_given_up(monkeypatch: pyte
 
 
 def test_a_half_open_socket_is_noticed_and_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "IDLE_S", 0.1)
-    monkeypatch.setattr(link_module, "PONG_DEADLINE_S", 0.1)
+    monkeypatch.setattr(connection_module, "IDLE_S", 0.1)
+    monkeypatch.setattr(connection_module, "PONG_DEADLINE_S", 0.1)
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
@@ -225,7 +247,7 @@ def test_a_half_open_socket_is_noticed_and_replaced(monkeypatch: pytest.MonkeyPa
     async def main() -> None:
         async with served(handler) as stage:
             await until(lambda: stage.link.reconnects >= 1)
-            assert stage.adapters[1].lost == 1
+            assert stage.adapters[0].lost == 1
 
     asyncio.run(main())
 
@@ -250,7 +272,7 @@ def test_a_message_of_64_mib_is_refused_without_taking_the_memory() -> None:
 
 
 def test_fragments_without_end_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_module, "MAX_MESSAGE_BYTES", 10_000)
+    monkeypatch.setattr(connection_module, "MAX_MESSAGE_BYTES", 10_000)
 
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)
@@ -302,5 +324,140 @@ def test_pausing_holds_the_venue_back() -> None:
             assert len(stage.heard) == held
             stage.link.resume()
             await until(lambda: len(stage.heard) == 200)
+
+    asyncio.run(main())
+
+
+class Overlapping:
+    """A venue whose connections all get the same numbered messages, from where the clock stands."""
+
+    def __init__(self, *, acknowledges: bool = True) -> None:
+        self.acknowledges = acknowledges
+        self.next = 0
+        self.connections = 0
+
+    async def handler(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await shake_hands(reader, writer)
+        if self.acknowledges:
+            writer.write(frame(b"ack"))
+        sent = self.next
+        while True:
+            while sent < self.next:
+                writer.write(frame(b"%d" % sent))
+                sent += 1
+            await writer.drain()
+            await asyncio.sleep(0.001)
+
+    async def tell(self, n: int) -> None:
+        for _ in range(n):
+            self.next += 1
+            await asyncio.sleep(0.001)
+
+
+def test_a_planned_hand_over_loses_nothing_and_keeps_what_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "OVERLAP_S", 0.1)
+    venue = Overlapping()
+
+    async def main() -> None:
+        async with served(venue.handler) as stage:
+            stage.subscribe_at_once = False
+            await until(lambda: stage.link.connected)
+            await venue.tell(50)
+            stage.link.replan(Plan("/x", ("s", "t"), ()))
+            await venue.tell(300)
+            await until(lambda: stage.link.renewals == 1)
+            await venue.tell(50)
+            old, new = stage.adapters
+            await until(lambda: new.messages[-1:] == [b"399"])
+            assert new.took_over is old
+            assert (old.lost, new.lost, stage.link.reconnects) == (0, 0, 0)
+            assert b"ack" not in new.messages
+            before, after = (
+                [int(one) for one in old.messages if one != b"ack"],
+                [int(one) for one in new.messages],
+            )
+            assert before == list(range(before[-1] + 1))
+            assert after == list(range(after[0], 400))
+            assert after[0] <= before[-1]  # the overlap: by the venue's numbers an adapter drops it
+            assert len(stage.handed) == 1
+            assert venue.connections == 2
+
+    asyncio.run(main())
+
+
+def test_a_hand_over_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "READY_DEADLINE_S", 0.2)
+    venue = Overlapping()
+
+    async def main() -> None:
+        async with served(venue.handler) as stage:
+            stage.subscribe_at_once = False
+            await until(lambda: stage.link.connected)
+            venue.acknowledges = False
+            stage.link.replan(Plan("/x", ("s", "t"), ()))
+            await until(lambda: stage.shared.counters["renewal_failures"] == 1)
+            await venue.tell(20)
+            await until(lambda: stage.adapters[0].messages[-1] == b"19")
+            assert (stage.adapters[0].lost, stage.link.renewals, stage.handed) == (0, 0, [])
+
+    asyncio.run(main())
+
+
+def test_a_connection_lost_amid_a_hand_over_is_replaced_by_the_one_that_is_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(link_module, "OVERLAP_S", 30.0)
+    venue = Overlapping()
+
+    async def main() -> None:
+        async with served(venue.handler) as stage:
+            stage.subscribe_at_once = False
+            await until(lambda: stage.link.connected)
+            await venue.tell(20)
+            stage.link.replan(Plan("/x", ("s", "t"), ()))
+            await until(lambda: len(stage.adapters) == 2 and stage.adapters[1].subscribed)
+            assert stage.link.connection is not None
+            stage.link.connection._socket.underlying_transport.abort()
+            await until(lambda: stage.link.renewals == 1)
+            old, new = stage.adapters
+            assert (old.lost, new.took_over, stage.link.reconnects) == (0, old, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("due", ["old", "closing"])
+def test_an_old_connection_and_one_of_no_use_are_renewed(due: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "OVERLAP_S", 0.01)
+    venue = Overlapping()
+
+    async def main() -> None:
+        async with served(venue.handler) as stage:
+            await until(lambda: stage.link.connected)
+            stage.link.tick(0, 3600.0)
+            await asyncio.sleep(0.05)
+            assert stage.link.renewals == 0
+            if due == "closing":
+                stage.adapters[0].closing = True
+            stage.link.tick(0, 0.01 if due == "old" else 3600.0)
+            await until(lambda: stage.link.renewals == 1)
+
+    asyncio.run(main())
+
+
+def test_a_link_that_is_stopped_clears_its_books_and_a_retired_one_does_not() -> None:
+    venue = Overlapping()
+
+    async def main() -> None:
+        for retire in (False, True):
+            async with served(venue.handler) as stage:
+                await until(lambda: stage.link.connected)
+                if retire:
+                    stage.link.retire()
+                for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                    if "Link.run" in repr(task.get_coro()):
+                        task.cancel()
+                await until(lambda: not stage.link.connected)
+                assert stage.adapters[0].lost == (0 if retire else 1)
 
     asyncio.run(main())

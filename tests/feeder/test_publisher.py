@@ -178,7 +178,7 @@ def test_shared_memory_that_is_full_stops_nothing(
     trade(publisher, n_trades)
     assert not frames()[-1].header.flags & Flag.NOTAPE
     alerts = [keyword for _, keyword, _ in publisher.batch.alerts]
-    assert alerts == ["TAPE_FULL", "TAPE_BACK"]
+    assert alerts == ["RINGS_FULL", "TAPE_FULL", "TAPE_BACK"]
     numbers = [frame.header.channel_seq for frame in frames() if frame.header.msg_type == MsgType.TRADE]
     assert len(numbers) == n_trades + 1
     assert numbers == sorted(set(numbers))

@@ -1,13 +1,17 @@
 """The weight budget with time as an argument, and real answers over HTTP on loopback."""
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+import pytest
 from aiohttp import web
+from hypothesis import given
+from hypothesis import strategies as st
 
 from feeder.batch import Request
-from feeder.rest import Answer, Rest, WeightBudget
+from feeder.rest import WINDOW_S, Answer, Rest, WeightBudget
 from feeder.venues.base import Limits
 
 LIMITS = Limits(
@@ -16,21 +20,45 @@ LIMITS = Limits(
 )  # fmt: skip
 
 
-def test_the_budget_waits_for_the_next_minute() -> None:
+def used(budget: WeightBudget, weight: int, now_s: float) -> float:
+    """Return how long the call has to wait; one that may go is counted."""
+    wait_s = budget.wait_s(weight, now_s)
+    if not wait_s:
+        budget.spend(weight, now_s)
+    return wait_s
+
+
+def test_what_was_spent_comes_back_after_the_window() -> None:
     budget = WeightBudget(100)
-    assert budget.wait_s(50, 600.0) == 0.0
-    assert budget.wait_s(40, 601.0) == 0.0
-    assert budget.wait_s(1, 602.0) == 58.0
-    assert budget.wait_s(1, 660.0) == 0.0
+    assert used(budget, 50, 600.0) == 0.0
+    assert used(budget, 40, 610.0) == 0.0
+    assert used(budget, 1, 620.0) == WINDOW_S - 20
+    assert used(budget, 51, 620.0) == WINDOW_S - 10
+    assert used(budget, 1, 600.0 + WINDOW_S) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(1, 60), st.floats(0, 30)), min_size=1, max_size=200), st.floats(0, 60))
+def test_no_minute_of_any_clock_gets_more_than_the_budget(
+    calls: list[tuple[int, float]], offset_s: float
+) -> None:
+    budget, now_s = WeightBudget(100), 0.0
+    minutes: Counter[int] = Counter()
+    for weight, pause_s in calls:
+        now_s += pause_s
+        while wait_s := budget.wait_s(weight, now_s):
+            now_s += wait_s
+        budget.spend(weight, now_s)
+        minutes[int((now_s + offset_s) // 60)] += weight
+    assert max(minutes.values()) <= 90
 
 
 def test_the_venue_s_own_count_wins_if_it_is_greater() -> None:
     budget = WeightBudget(100)
-    assert budget.wait_s(10, 600.0) == 0.0
+    assert used(budget, 10, 600.0) == 0.0
     budget.believe(85, 601.0)
-    assert budget.wait_s(10, 610.0) == 50.0
+    assert used(budget, 10, 610.0) == pytest.approx(WINDOW_S - 10)
     budget.believe(3, 611.0)
-    assert budget.wait_s(10, 612.0) == 48.0
+    assert used(budget, 10, 612.0) == pytest.approx(WINDOW_S - 12)
 
 
 def test_a_closed_budget_stays_closed_that_long() -> None:
@@ -137,3 +165,39 @@ def test_what_nobody_wants_any_more_is_not_asked() -> None:
             await asyncio.sleep(0.005)
 
     assert not serve(handler, ask)
+
+
+def test_an_urgent_call_overtakes_one_that_waits_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("feeder.rest.WINDOW_S", 0.5)
+    order: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        order.append(request.path)
+        return web.Response(body=b"")
+
+    async def ask(rest: Rest) -> None:
+        requests = [Request(f"/{n}", weight=90, priority=9, key="") for n in range(3)]
+        urgent = asyncio.create_task(asyncio.sleep(0.1))
+        urgent.add_done_callback(
+            lambda _: rest.ask(Request("/urgent", weight=90, priority=0, key=""), print, lambda: True)
+        )
+        await settled(rest, *requests)
+
+    serve(handler, ask)
+    assert order == ["/0", "/urgent", "/1", "/2"]
+
+
+def test_markets_that_share_a_pool_share_the_budget() -> None:
+    times: list[float] = []
+
+    async def handler(_: web.Request) -> web.Response:
+        times.append(asyncio.get_running_loop().time())
+        return web.Response(body=b"", headers={"X-Used": str(45 * len(times))})
+
+    async def ask(rest: Rest) -> None:
+        async with Rest(rest.url, LIMITS, Counter(), rest._budget) as other:
+            await rest.get("/one", 45)
+            await other.get("/two", 45)
+            assert rest._budget.wait_s(1, time.monotonic()) > 55
+
+    serve(handler, ask)

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from feeder.runner import NS_PER_S, STAGGER_S, ConnectGate, Pacer, Runner
+from feeder.fleet import STAGGER_S, ConnectGate
+from feeder.runner import NS_PER_S, Pacer, Runner
 
 
 def test_a_paced_feeder_keeps_its_rate_over_time() -> None:
@@ -50,7 +51,9 @@ def test_a_feeder_that_cannot_beat_or_report_does_not_go_on(where: str) -> None:
         raise RuntimeError("broken")
 
     async def main() -> None:
-        runner = runner_with(beat=broken if where == "callback" else lambda _: 2**62, second=broken)
+        runner = runner_with(
+            beat=broken if where == "callback" else lambda _: 2**62, second=broken, overlong=lambda _: []
+        )
         runner.check()
         if where == "callback":
             asyncio.get_running_loop().call_soon(runner._beat)

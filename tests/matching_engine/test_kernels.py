@@ -23,6 +23,7 @@ from matching_engine.kernels import (
     PAGE,
     TOO_MANY,
     apply_levels,
+    apply_rows,
     new_block,
 )
 
@@ -33,6 +34,7 @@ I64_MAX = 2**63 - 1
 EMPTY_BEST = [NULL_PRICE, 0, NULL_PRICE, 0]
 
 Entry = tuple[int, int, int, int]  # price, qty, side, action
+Row = tuple[int, int, int, int, int]  # price, qty, side, px_exp, qty_exp
 
 
 def encode(entries: list[Entry], start: int = 0, stride: int = 20) -> NDArray[np.uint8]:
@@ -46,6 +48,17 @@ def apply(book: NDArray[np.int64], entries: list[Entry], px_exp: int = 0, qty_ex
     return apply_levels(book, encode(entries), 0, 20, len(entries), px_exp, qty_exp)
 
 
+def apply_columns(book: NDArray[np.int64], rows: list[Row], first: int = 0, step: int = 1) -> int:
+    """Apply rows in rising order or, with a step of -1, from the end; `first` others lie before them."""
+    all_rows = [(NULL_PRICE, -1, 9, 99, 99)] * first + rows
+    dtype = [("price", "<i8"), ("qty", "<i8"), ("side", "u1"), ("px_exp", "i1"), ("qty_exp", "i1")]
+    table = np.array(all_rows, dtype)
+    columns = [np.ascontiguousarray(table[name]) for name, _ in dtype]
+    end = len(all_rows)
+    begin, stop = (first, end) if step > 0 else (end - 1, first - 1)
+    return apply_rows(book, *columns, begin, stop, step)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _compiled() -> None:
     """Compile the kernels before Hypothesis looks at its clock."""
@@ -55,6 +68,7 @@ def _compiled() -> None:
     assert kernels.pages_needed(book) == 1
     kernels.repack(book, new_block(1))
     kernels.read_level(encode([(1, 1, 1, 0)]), 0)
+    apply_columns(new_block(1), [(1, 1, 1, 0, 0)])
 
 
 def sides(book: NDArray[np.int64]) -> tuple[dict[int, int], dict[int, int]]:
@@ -250,6 +264,78 @@ def test_the_extremes_of_i64() -> None:
     assert sides(book) == ({}, {})
     assert apply(book, [(0, 0, 1, 0)], -18, 18) == OK
     assert apply(book, [(0, 0, 2, 0)], 18, -18) == OK
+
+
+ROWS = st.lists(
+    st.tuples(
+        st.integers(-40, 40), st.integers(0, 5), st.integers(1, 2), st.integers(-2, 1), st.integers(-1, 1)
+    ),
+    max_size=30,
+)
+
+
+@given(st.lists(ROWS, max_size=8), st.integers(0, 3), st.sampled_from([1, -1]))
+def test_rows_of_columns_agree_with_levels(messages: list[list[Row]], first: int, step: int) -> None:
+    """Each row by its own exponents, as if it came alone."""
+    book, oracle = new_block(20), new_block(20)
+    for rows in messages:
+        assert apply_columns(book, rows, first, step) == OK
+        for price, qty, side, px_exp, qty_exp in rows[::step]:
+            assert apply(oracle, [(price, qty, side, 0)], px_exp, qty_exp) == OK
+        assert sides(book) == sides(oracle)
+        assert book[kernels.PX_EXP : kernels.QTY_EXP + 1].tolist() == oracle[4:6].tolist()
+
+
+@pytest.mark.parametrize(
+    ("row", "status"),
+    [
+        ((NULL_PRICE, 1, 1, 0, 0), BAD_LEVEL),
+        ((1, -1, 1, 0, 0), BAD_LEVEL),
+        ((I64_MAX // 10 + 1, 1, 1, 1, 0), BAD_RANGE),
+        ((-(I64_MAX // 10) - 1, 1, 2, 1, 0), BAD_RANGE),
+        ((1, I64_MAX // 10 + 1, 1, 0, 1), BAD_RANGE),
+        ((1, 1, 1, -18, 0), BAD_RANGE),  # what is in the book would not fit
+        ((1, 1, 1, 0, -18), BAD_RANGE),
+        ((10, 1, 1, 18, 0), BAD_RANGE),
+    ],
+)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_row_that_cannot_be_held_changes_nothing(row: Row, status: int, place: int) -> None:
+    book = new_block(2)
+    assert apply_columns(book, [(100, 1000, 1, 0, 0), (101, 1000, 2, 0, 0)]) == OK
+    before = book.tobytes()
+    rows: list[Row] = [(99, 9, 1, 0, 0), (100, 0, 1, 0, 0)]
+    rows.insert(place, row)
+    assert apply_columns(book, rows) == status
+    assert book.tobytes() == before
+
+
+def test_rows_at_the_extremes_of_i64() -> None:
+    book = new_block(1)
+    assert apply_columns(book, [(I64_MAX, I64_MAX, 1, 0, 0), (-I64_MAX, 2, 2, 0, 0)]) == OK
+    assert sides(book) == ({I64_MAX: I64_MAX}, {-I64_MAX: 2})
+    assert apply_columns(book, [(I64_MAX, 0, 1, 0, 0), (0, 4, 1, 18, 18)]) == OK  # nothing times anything
+    assert sides(book) == ({0: 4 * 10**18}, {-I64_MAX: 2})
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_full_by_rows_is_told_and_a_repeat_in_a_greater_block_completes(step: int) -> None:
+    rows: list[Row] = [(price, 1, 1 + price % 2, 0, 0) for price in range(4 * PAGE)]
+    book = new_block(1)
+    assert apply_columns(book, rows, 0, step) == FULL
+    greater = new_block(2 * kernels.pages_needed(book))
+    assert len(greater) == kernels.words_of(2 * kernels.pages_needed(book))
+    kernels.repack(book, greater)
+    while apply_columns(greater, rows, 0, step) == FULL:
+        book, greater = greater, new_block(2 * kernels.pages_needed(greater))
+        kernels.repack(book, greater)
+    assert [len(side) for side in sides(greater)] == [2 * PAGE, 2 * PAGE]
+
+
+def test_too_many_rows() -> None:
+    book = new_block(2)
+    book[kernels.N_ASKS] = kernels.MAX_LEVELS  # as if they were there: the kernel counts, it does not look
+    assert apply_columns(book, [(1, 1, 1, 0, 0)]) == TOO_MANY
 
 
 def test_too_many_levels() -> None:

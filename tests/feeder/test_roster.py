@@ -1,0 +1,191 @@
+"""A market's instruments over time, against lists that change; the links are real, the sockets are not."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from feeder.batch import VenueError
+from feeder.fleet import Feed, Fleet
+from feeder.rest import Answer
+from feeder.roster import Roster, reassign
+from feeder.selection import Choice
+from feeder.settings import Market, VenueSettings
+from feeder.venues.base import Plan, Shared
+from feeder.venues.binance import MARKETS
+from market_types.enums import InstrumentStatus
+from market_types.instruments import Instrument
+from market_types.registry import SymbolRegistry
+
+USDM = MARKETS["usdm"]
+
+
+def symbol(name: str, status: str = "TRADING", tick: str = "0.10") -> dict[str, Any]:
+    return {
+        "symbol": name, "pair": name, "contractType": "PERPETUAL", "deliveryDate": 4133404800000,
+        "status": status, "baseAsset": name.removesuffix("USDT"), "quoteAsset": "USDT", "marginAsset": "USDT",
+        "filters": [
+            {"filterType": "PRICE_FILTER", "tickSize": tick},
+            {"filterType": "LOT_SIZE", "stepSize": "0.001", "minQty": "0.001"},
+        ],
+    }  # fmt: skip
+
+
+class Desk(Fleet):
+    """A fleet whose connections never open, a REST that answers from a list, and who publishes definitions."""
+
+    def __init__(self, tmp_path: Path, **settings: Any) -> None:
+        super().__init__(batch=object())  # type: ignore[arg-type]
+        self.listed: list[dict[str, Any]] = []
+        self.volumes: dict[str, str] = {}
+        self.status = 200
+        self.defined: list[tuple[str, int, int]] = []
+        self.left: list[str] = []
+        market = {"usdm": Market(ws_url="ws://127.0.0.1:9", rest_url="http://127.0.0.1:9")}
+        given = VenueSettings(
+            symbols=("*",), market=market, symbols_per_connection=2, stats=False, **settings
+        )
+        self.feed = Feed(USDM, self, "ws://127.0.0.1:9", Shared())  # type: ignore[arg-type]
+        self.roster = Roster(
+            self, self, self.feed, Choice(given, ["*"]), SymbolRegistry(tmp_path, USDM.venue)
+        )
+
+    url = "http://127.0.0.1:9"
+
+    async def get(self, path: str, weight: int = 1) -> Answer:
+        if "24hr" in path:
+            rows = [{"symbol": name, "quoteVolume": volume} for name, volume in self.volumes.items()]
+            return Answer(200, {}, orjson.dumps(rows))
+        return Answer(self.status, {}, orjson.dumps({"symbols": self.listed}))
+
+    def define(self, instruments: Sequence[Instrument]) -> None:
+        self.defined += [(one.symbol, one.status, one.def_version) for one in instruments]
+
+    def handed_over(self, stay: Sequence[Instrument], leave: Sequence[Instrument], now_ns: int) -> None:
+        self.left += [one.symbol for one in leave]
+
+    @property
+    def carried(self) -> list[list[str]]:
+        """Return the symbols of each link that holds books."""
+        return [
+            [one.symbol for one in link.plan.instruments] for link in self.links if "public" in link.plan.path
+        ]
+
+
+def run(work: Callable[[Desk], Awaitable[None]], tmp_path: Path, **settings: Any) -> None:
+    async def main() -> None:
+        desk = Desk(tmp_path, **settings)
+        try:
+            await work(desk)
+        finally:
+            await desk.stop()
+
+    asyncio.run(main())
+
+
+ACTIVE, HALTED, DELISTED = InstrumentStatus.ACTIVE, InstrumentStatus.HALTED, InstrumentStatus.DELISTED
+
+
+def test_listings_and_delistings_touch_the_connections_they_must(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol(f"{letter}USDT") for letter in "ABCDE"]
+        await desk.roster.begin()
+        assert desk.carried == [["AUSDT", "BUSDT"], ["CUSDT", "DUSDT"], ["EUSDT"]]
+        assert desk.defined == [(f"{letter}USDT", ACTIVE, 1) for letter in "ABCDE"]
+        first, second, third = [link for link in desk.links if "public" in link.plan.path]
+        plans = [link.plan for link in (first, third)]
+
+        desk.defined.clear()
+        desk.listed = [
+            symbol("AUSDT"),
+            symbol("BUSDT"),
+            symbol("DUSDT", "SETTLING"),
+            symbol("EUSDT"),
+            symbol("FUSDT"),
+        ]
+        await desk.roster.refresh()
+        assert desk.defined == [("CUSDT", DELISTED, 2), ("DUSDT", DELISTED, 2), ("FUSDT", ACTIVE, 1)]
+        assert [link.plan for link in (first, third)] == plans
+        assert [one.symbol for one in second.plan.instruments] in (["FUSDT"], ["CUSDT", "DUSDT"])
+        assert ["FUSDT"] in desk.carried
+
+        desk.listed = [entry for entry in desk.listed if entry["symbol"] != "FUSDT"]
+        await desk.roster.refresh()
+        assert desk.carried == [["AUSDT", "BUSDT"], ["EUSDT"]]
+
+        desk.defined.clear()
+        desk.listed += [symbol("CUSDT"), symbol("GUSDT"), symbol("HUSDT")]
+        await desk.roster.refresh()
+        assert desk.defined == [("CUSDT", ACTIVE, 3), ("GUSDT", ACTIVE, 1), ("HUSDT", ACTIVE, 1)]
+        assert sorted(map(sorted, desk.carried)) == [
+            ["AUSDT", "BUSDT"],
+            ["CUSDT", "GUSDT"],
+            ["EUSDT", "HUSDT"],
+        ]
+
+    run(work, tmp_path)
+
+
+def test_a_change_of_tick_or_status_is_defined_anew_and_nothing_else_happens(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol("AUSDT"), symbol("BUSDT")]
+        await desk.roster.begin()
+        plans = [link.plan for link in desk.links]
+        desk.defined.clear()
+        await desk.roster.refresh()
+        assert desk.defined == []
+        desk.listed = [symbol("AUSDT", tick="0.01"), symbol("BUSDT", "HALT")]
+        await desk.roster.refresh()
+        assert desk.defined == [("AUSDT", ACTIVE, 2), ("BUSDT", HALTED, 2)]
+        assert [link.plan for link in desk.links] == plans
+
+    run(work, tmp_path)
+
+
+@pytest.mark.parametrize("answer", ["503", "empty"])
+def test_a_list_that_cannot_be_read_changes_nothing(answer: str, tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol("AUSDT")]
+        await desk.roster.begin()
+        desk.defined.clear()
+        if answer == "503":
+            desk.status = 503
+        else:
+            desk.listed = []
+        with pytest.raises(VenueError):
+            await desk.roster.refresh()
+        assert (desk.defined, desk.carried) == ([], [["AUSDT"]])
+
+    run(work, tmp_path)
+
+
+def test_the_greatest_by_volume_are_fed_and_stay(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol(f"{letter}USDT") for letter in "ABC"]
+        desk.volumes = {"AUSDT": "1", "BUSDT": "3.5", "CUSDT": "2"}
+        await desk.roster.begin()
+        assert desk.carried == [["BUSDT", "CUSDT"]]
+        desk.volumes["AUSDT"] = "100"
+        await desk.roster.refresh()
+        assert desk.carried == [["BUSDT", "CUSDT"]]
+        desk.listed = [symbol("AUSDT"), symbol("CUSDT")]
+        await desk.roster.refresh()
+        assert desk.carried == [["AUSDT", "CUSDT"]]
+
+    run(work, tmp_path, top=2)
+
+
+def test_reassigning_matches_by_path_and_instruments(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol(f"{letter}USDT") for letter in "ABCD"]
+        await desk.roster.begin()
+        a, b, c, d = desk.roster.instruments
+        present = [Plan("/p", ("a", "b"), (a, b)), Plan("/m", ("a",), (a,)), Plan("/p", ("c",), (c,))]
+        wanted = [Plan("/p", ("b", "d"), (b, d)), Plan("/m", ("a",), (a,)), Plan("/m", ("d",), (d,))]
+        assert reassign(present, wanted) == ([(0, wanted[0])], [2], [wanted[2]])
+        assert reassign(present, present) == ([], [], [])
+
+    run(work, tmp_path)
