@@ -25,6 +25,7 @@ import orjson
 from feeder.warmth import warm_up as warm_up_feeder
 from market_types.enums import Flag, MsgType
 from market_types.venues import VENUES
+from tapecast import captures
 from tapecast.checking import BboCheck
 from tapecast.daemons import guarded
 from tapecast.errors import UsageError
@@ -44,8 +45,6 @@ REFRESH_S = 0.2
 AGREED_SHARE = 0.99
 DEFAULT_RECORDING = "binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz"
 PR_SET_PDEATHSIG = 1
-#: where recordings are looked for unless TAPECAST_RECORDINGS names a place, beside folder or checkout
-BESIDE = (Path("../shared/recordings"), Path(__file__).resolve().parents[2] / "shared" / "recordings")
 
 HOW_TO_GET_ONE = """\
 No venue answered, and no recording was found. Get one in either way:
@@ -72,12 +71,12 @@ def live_answers() -> str:
 def find_recording(paths: Sequence[Path], environ: dict[str, str]) -> list[Path]:
     """Return the recording to play: as asked for, else the first fit. Empty if there is none."""
     if paths:
-        missing = [str(path) for path in paths if not path.exists()]
+        files = captures.found(paths, environ)
+        missing = [str(path) for path in files if not path.exists()]
         if missing:
             raise UsageError(f"--recording: {', '.join(missing)} does not exist")
-        return list(paths)
-    named = environ.get("TAPECAST_RECORDINGS")
-    for folder in (Path(named),) if named else BESIDE:
+        return list(files)
+    for folder in captures.folders(environ):
         if (folder / DEFAULT_RECORDING).exists():
             return [folder / DEFAULT_RECORDING]
         if found := sorted((folder / "binance_usdm").glob("*.gz")):
