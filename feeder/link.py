@@ -230,10 +230,9 @@ class Link:
         now_ns = time.time_ns()
         if old.open or successor.adapter.subscribed:
             successor.adapter.take_over(old.adapter, now_ns, self._batch)
-            stay = set(successor.plan.instruments)
-            self._host.handed_over(
-                successor.plan.instruments, [one for one in old.plan.instruments if one not in stay], now_ns
-            )
+            stay = {instrument.number for instrument in successor.plan.instruments}
+            leave = [instrument for instrument in old.plan.instruments if instrument.number not in stay]
+            self._host.handed_over(successor.plan.instruments, leave, now_ns)
         self.renewals += 1
         self.connection = successor
         successor.silent = False
@@ -323,14 +322,14 @@ class Link:
         self._drain_wishes(connection)
         self._host.touched()
 
-    def renew_book(self, instrument: Instrument, now_ns: int) -> bool:
+    def renew_book(self, instrument: Instrument, now_ns: int) -> None:
         """Ask for a new snapshot of a book, if this link carries it."""
         connection = self.connection
-        if connection is None or not connection.open or instrument not in connection.plan.instruments:
-            return False
-        connection.adapter.renew_book(instrument, now_ns, self._batch)
-        self._drain_wishes(connection)
-        return True
+        if connection is not None and connection.open:
+            numbers = {carried.number for carried in connection.plan.instruments}
+            if instrument.number in numbers:
+                connection.adapter.renew_book(instrument, now_ns, self._batch)
+                self._drain_wishes(connection)
 
     def tick(self, now_ns: int, lifetime_s: float) -> None:
         """Once a second: what is due in the adapters, and whether the connection is old."""

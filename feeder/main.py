@@ -26,7 +26,7 @@ from feeder.standin import Ready, StandIn, StandInError
 from feeder.venues import binance
 from feeder.venues.base import Market, Shared
 from feeder.warmth import warm_up
-from market_types.configuration import ConfigError, difference, load
+from market_types.configuration import ConfigError, SettingError, difference, load
 from market_types.enums import SOURCE_MARKS, EndReason, Flag
 from market_types.places import shm_folder, state_folder
 from market_types.registry import RegistryError, SymbolRegistry
@@ -113,6 +113,8 @@ async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> i
     except StandInError as error:
         log.error("stand_in_failed", error=str(error))
         return error.exit_code
+    except SettingError as error:
+        raise UsageError(f"configuration of {options.venue}: {error}") from error
     except (TapeError, RegistryError, MulticastError, SharedMemoryError) as error:
         log.error("start_refused", error=str(error))
         return 1

@@ -142,7 +142,8 @@ class Recorder(Fleet):
         self._renewed += len(instruments) / self._limits.snapshots_every_s
         for turn in range(before, int(self._renewed)):
             instrument = instruments[turn % len(instruments)]
-            any(link.renew_book(instrument, now_ns) for link in self.links)
+            for link in self.links:
+                link.renew_book(instrument, now_ns)
 
     @property
     def figures(self) -> dict[str, int]:

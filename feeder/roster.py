@@ -139,9 +139,7 @@ class Roster:
     async def _fill(self) -> None:
         """Give newcomers a place, and the connections what they are to carry."""
         market = self.feed.market
-        volumes = None
-        if self.choice.settings.top:
-            volumes = market.volumes((await ask(self.feed, market.volumes_request())).body)
+        volumes = await self._volumes() if self.choice.settings.top else None
         present = {key_of(instrument) for instrument in self.instruments}
         chosen = select(
             self.listed, market, self.choice, now_ns=time.time_ns(), volumes=volumes, present=present
@@ -163,6 +161,19 @@ class Roster:
                 self.places[place] = instrument
             self.places += newcomers[len(free) :]
         self._deploy()
+
+    async def _volumes(self) -> dict[str, float]:
+        """Return what to rank by; nothing where the venue does not tell, and then its own order counts."""
+        request = self.feed.market.volumes_request()
+        try:
+            answer = await self.feed.rest.get(request.path, request.weight)
+            if answer.status == 200:
+                return self.feed.market.volumes(answer.body)
+            problem = f"HTTP {answer.status}"
+        except (OSError, aiohttp.ClientError, TimeoutError, VenueError) as error:
+            problem = f"{type(error).__name__}: {error}"
+        log.warning("volumes_unknown", market=self.feed.market.name, path=request.path, problem=problem)
+        return {}
 
     def _deploy(self) -> None:
         """Let the links carry what the places say."""

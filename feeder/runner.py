@@ -152,8 +152,9 @@ class Runner(Fleet):
 
     def _renew_book(self, instrument: Instrument, now_ns: int) -> None:
         """Have a book with too many levels sent anew by the venue."""
-        if any(link.renew_book(instrument, now_ns) for link in self.links):
-            self.batch.alert("info", "BOOK_OVERLONG", f"symbol={instrument.symbol}")
+        self.batch.alert("info", "BOOK_OVERLONG", f"symbol={instrument.symbol}")
+        for link in self.links:
+            link.renew_book(instrument, now_ns)
 
     def report(self, now_ns: int) -> None:
         """Publish VENUE_STATUS and the text lines."""

@@ -1,0 +1,129 @@
+"""Many symbols, many connections, many losses: minutes each, run by bin/soak."""
+
+import json
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from udp_protocol.datagram import walk
+from udp_protocol.tape_follower import TapeFollower
+
+pytestmark = pytest.mark.long
+RECORDING = "binance_usdm/20210722"
+
+
+def status_of(pid: int, field: str) -> int:
+    """Return a number of /proc/PID/status."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)[1])  # type: ignore[index]
+
+
+def descriptors(pid: int) -> int:
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
+
+
+def ended(feeder: Any) -> dict[str, Any]:
+    (line,) = [json.loads(line) for line in feeder.err.splitlines() if '"session_ended"' in line]
+    return line  # type: ignore[no-any-return]
+
+
+def connections(text: str) -> list[tuple[int, int]]:
+    """Return (connected, total) of each VENUE_STATUS that `listen --json` printed."""
+    lines = [json.loads(line) for line in text.splitlines() if '"status"' in line]
+    return [(line["connected"], line["total"]) for line in lines]
+
+
+def test_six_hundred_symbols_lose_no_frame_and_keep_within_shared_memory(
+    stage: Any, recordings: Path
+) -> None:
+    stage.environ["TAPECAST_RECORDINGS"] = str(recordings)
+    stage.environ["TAPECAST__MULTICAST__REPLAY_FRAMES_PER_S"] = "0"
+    stage.environ["TAPECAST__MULTICAST__TAPE__MAX_BYTES"] = str(1 << 30)
+    feeder = stage.start(
+        "feeder", "binance", "--replay", RECORDING, "--alias", "600", "--speed", "2", "--exit-at-end"
+    )
+    peak = 0
+    while feeder.popen.poll() is None:
+        shared = sum(file.stat().st_blocks * 512 for file in stage.shm.rglob("*") if file.is_file())
+        peak = max(peak, shared)
+        time.sleep(0.2)
+    assert feeder.end() == 0, feeder.err[-3000:]
+    end = ended(feeder)
+    assert not end["counters"].get("no_tape")
+    assert peak < 2.2 * (1 << 30)  # tape and rings, each 1 GiB
+    follower = TapeFollower(stage.shm, "binance.sim")
+    numbers: dict[int, int] = {}
+    frames = 0
+    while records := follower.poll():
+        for _, datagram in records:
+            for frame in walk(bytes(datagram), channel=None):
+                channel, number = frame.header.channel_id, frame.header.channel_seq
+                assert number == numbers.get(channel, 0) + 1
+                numbers[channel] = number
+                frames += 1
+    assert not follower.counters
+    assert frames == end["frames"] > 100_000
+
+
+def test_five_hundred_symbols_start_within_every_limit_and_all_come_back(
+    stage: Any, recordings: Path
+) -> None:
+    stage.environ["TAPECAST_RECORDINGS"] = str(recordings)
+    faults = stage.folder / "faults.toml"
+    faults.write_text('[[fault]]\nat_s = 6\nstream = "*"\ndo = "close"\n')
+    listener = stage.ready("listen", "--json", "--allow", "sim", "--types", "status,gap")
+    feeder = stage.start(
+        "feeder", "binance", "--replay", RECORDING, "--alias", "500", "--speed", "0.2", "--faults", faults
+    )
+    feeder.wait_for('"link_down"', timeout_s=120)
+    cut = time.monotonic()
+    total = 0
+    while time.monotonic() - cut < 60:
+        seen = connections(listener.out)
+        total = seen[-1][1]
+        if min(connected for connected, _ in seen[-8:]) < total and seen[-1] == (total, total):
+            break
+        time.sleep(0.5)
+    assert total >= 100
+    assert time.monotonic() - cut < 60
+    time.sleep(70)  # into the next minute of the weight budget
+    feeder.signal(2)
+    assert feeder.end() == 0, feeder.err[-3000:]
+    counters = ended(feeder)["counters"]
+    assert not {"rest_429", "rest_418", "connect_failures", "no_tape"} & counters.keys(), counters
+
+
+def test_a_thousand_drops_leave_nothing_behind(stage: Any, recordings: Path) -> None:
+    stage.environ["TAPECAST_RECORDINGS"] = str(recordings)
+    faults = stage.folder / "faults.toml"
+    symbols = ("akrousdt", "ctkusdt", "keepusdt", "sushiusdt")
+    faults.write_text(
+        "".join(
+            f'[[fault]]\nat_s = {1 + 0.1 * turn:.2f}\nstream = "{symbols[turn % 4]}@depth*"\ndo = "close"\n'
+            for turn in range(250)
+        )
+    )
+    stand_in = stage.start("replay", RECORDING, "--faults", faults, "--loop", "--speed", "0.25")
+    stand_in.wait_for('"ready":true')
+    ready = json.loads(stand_in.out.splitlines()[0])
+    feeder = stage.start(
+        "feeder", "binance", "--market", "usdm", "--ws", ready["ws"], "--rest", ready["rest"],
+        TAPECAST__FEEDER__BINANCE__SYMBOLS_PER_CONNECTION="1",
+    )  # fmt: skip
+    feeder.wait_for('"link_down"')
+    pid = feeder.popen.pid
+    begun = (descriptors(pid), status_of(pid, "RssAnon"))
+    deadline = time.monotonic() + 420
+    while feeder.err.count('"link_down"') < 1000 and time.monotonic() < deadline:
+        time.sleep(5)
+    drops = feeder.err.count('"link_down"')
+    after = (descriptors(pid), status_of(pid, "RssAnon"))
+    feeder.signal(2)
+    assert feeder.end() == 0, feeder.err[-3000:]
+    assert drops >= 100
+    assert after[0] <= begun[0] + 12
+    assert after[1] <= begun[1] + 24 * 1024  # KiB
+    assert not {"trade_duplicates", "depth_duplicates"} & ended(feeder)["counters"].keys()
