@@ -1,14 +1,19 @@
 """Compiling before connecting: a venue's first message must not wait for a compiler."""
 
+from collections import Counter
+
 import numpy as np
 
 from feeder.batch import Batch
 from feeder.columns import lazily_zeroed
 from feeder.framing import WRITER, frame_batch
+from feeder.quality import Quality
+from feeder.quality_settings import QualitySettings
 from feeder.ringing import RINGING, append_records
 from market_types.enums import Aggressor, ClearReason, MarketKind
 from market_types.instruments import Instrument
 from market_types.venues import VENUES
+from matching_engine import kernels
 
 
 def warm_up() -> None:
@@ -28,8 +33,18 @@ def warm_up() -> None:
     batch.bbo(instrument, 0, 0, 3, "1", "1", "2", "1")
     batch.trade(instrument, 0, 0, "1", "1", 1, Aggressor.BUY)
     batch.book_clear(instrument, 0, ClearReason.RESTART, 3)
+    quality = Quality(QualitySettings(), Counter(), batch.alert, live=True, speed_one=False)
+    quality.define(instrument)
+    quality.inspect(batch)
+    quality.books.overlong(1)
+    kernels.repack(kernels.new_block(1), kernels.new_block(2))  # as books do that grow
     frame_batch(batch.block, state, segment, 0)
     ringing = lazily_zeroed(RINGING)
     ringing["entry_of"][0, :, 1] = -1  # no ring: nothing is written
     append_records(batch.block, ringing, np.zeros(512, np.int64))
     assert writer["frames"] == 5
+    batch.clear()
+    batch.l2(instrument, 0, 0, 4, b'[["1","1"]]', b"[]", snapshot=True)
+    quality.inspect(batch)
+    batch.clear()
+    assert quality.books.snapshot_into(instrument, batch, 0)

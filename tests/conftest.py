@@ -8,6 +8,10 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)  # speed is for benchmarks; a first example may compile
+settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDINGS = Path(os.environ.get("TAPECAST_RECORDINGS") or ROOT.parent / "shared" / "recordings")

@@ -21,7 +21,7 @@ from recording.events import Received
 from replay.main import STAND_INS
 from replay.venue import StandIn
 from tapecast.bench.figures import BenchError, Skipped
-from tapecast.captures import BESIDE
+from tapecast.captures import folders
 from tapecast.errors import UsageError
 
 VENUE = "binance"
@@ -47,8 +47,7 @@ MERGED = {
 
 def recordings_folder(environ: Mapping[str, str] = os.environ) -> Path:
     """Return where recordings are. Raises UsageError if nowhere."""
-    named = environ.get("TAPECAST_RECORDINGS")
-    places = (Path(named),) if named else BESIDE
+    places = folders(environ)
     for place in places:
         if (place / SMALL["usdm"]).exists():
             return place.resolve()

@@ -35,7 +35,7 @@ def symbol(name: str, status: str = "TRADING", tick: str = "0.10") -> dict[str, 
 
 
 class Desk(Fleet):
-    """A fleet whose connections never open, a REST that answers from a list, and who publishes definitions."""
+    """A fleet whose connections never open, a REST that answers from a list, who defines."""
 
     def __init__(self, tmp_path: Path, **settings: Any) -> None:
         super().__init__(batch=object())  # type: ignore[arg-type]

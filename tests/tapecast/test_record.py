@@ -47,7 +47,7 @@ def test_a_recording_of_a_replay_gives_the_same_entries(stage: Any, recordings: 
     assert record.end() == 0, record.err
     (capture,) = (stage.folder / "captures").iterdir()
     report = verify(capture)
-    assert not (report.damaged or report.missing or report.lost_records)
+    assert (report.damaged, report.missing, report.lost_records) == ([], [], 0)
     assert open_capture([capture]).source == "replay"
     stage.environ["TAPECAST_SHM"] = str(stage.shm / "again")
     stage.feed("--replay", capture, "--speed", "max", "--exit-at-end")
