@@ -19,7 +19,7 @@ from market_types.places import cache_folder
 
 F = TypeVar("F", bound=Callable[..., object])
 
-_ROOMS = ("market_types", "udp_protocol", "matching_engine", "feeder")
+_ROOMS = ("market_types", "udp_protocol", "matching_engine", "feeder", "keeper")
 
 
 def _source_stamp(root: Path) -> str:

@@ -13,10 +13,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from market_types.ring_reader import Lapped, Ring
     from tapecast.entries import Entry
+    from tapecast.recordings import recording
     from tapecast.rings import decimals, floats, ring
     from tapecast.subscription import Subscription, subscribe
+    from tapecast.tapes import tape
 
-__all__ = ["Entry", "Lapped", "Ring", "Subscription", "decimals", "floats", "ring", "subscribe"]
+__all__ = [
+    "Entry", "Lapped", "Ring", "Subscription", "decimals", "floats", "recording", "ring", "subscribe", "tape",
+]  # fmt: skip
 
 _HOMES = {
     "Entry": "tapecast.entries",
@@ -25,8 +29,10 @@ _HOMES = {
     "Subscription": "tapecast.subscription",
     "decimals": "tapecast.rings",
     "floats": "tapecast.rings",
+    "recording": "tapecast.recordings",
     "ring": "tapecast.rings",
     "subscribe": "tapecast.subscription",
+    "tape": "tapecast.tapes",
 }
 
 

@@ -34,9 +34,9 @@ def feeder(
     alias: int = 0,
     exit_at_end: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Run the daemon of one venue: its WebSockets in, tape and multicast out.
+    """Run the daemon of one venue: its WebSockets in, tape and multicast out. Live, unless told otherwise.
 
-    Example:  tapecast feeder binance --symbols BTCUSDT,ETHUSDT
+    Example:  tapecast feeder binance --replay binance_usdm/20210722 --exit-at-end
 
     Parameters
     ----------
@@ -49,11 +49,12 @@ def feeder(
     limited
         At most 10 symbols a category, as LIMITED_MODE=true.
     market
-        Which market of the venue: usdm.
+        Which market of the venue: spot, usdm or coinm; all that are configured without it.
     ws, rest
         Another endpoint. Its data is marked REPLAY or SIM, never live.
     replay
-        Play this recording through a stand-in that speaks the venue's protocol.
+        Play this recording through a stand-in that speaks the venue's protocol: its files, its folder, or how
+        its name begins below TAPECAST_RECORDINGS or ../shared/recordings.
     speed
         Factor on the recording's pace, or max.
     faults
@@ -96,12 +97,13 @@ def replay(
 ) -> int:
     """Serve a recording as the venue would: its own WebSocket and REST on loopback.
 
-    Example:  tapecast replay ../shared/recordings/binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz --speed max
+    Example:  tapecast replay binance_spot/20211012
 
     Parameters
     ----------
     paths
-        The files of one capture, or its folder.
+        The files of one capture, its folder, or how its name begins below TAPECAST_RECORDINGS or
+        ../shared/recordings.
     market
         Which market it is of, if the recording does not say.
     speed
@@ -125,6 +127,88 @@ def replay(
 
 
 @app.command
+def record(
+    *venues: str,
+    out: Annotated[Path, Parameter(name=["-o", "--out"])],
+    minutes: float | None = None,
+    symbols: str | None = None,
+    limited: bool = False,
+    market: str | None = None,
+    ws: str | None = None,
+    rest: str | None = None,
+    replay: Annotated[tuple[Path, ...], Parameter(consume_multiple=True, negative=())] = (),
+    speed: str = "1",
+    retain_bytes: int = 0,
+    segment_bytes: int = 64 * 2**20,
+    config: Path | None = None,
+) -> int:
+    """Write down what venues say, raw and with receive times, so that `tapecast replay` can say it again.
+
+    Example:  tapecast record binance --replay binance_coinm/20210722 -o captures
+
+    Parameters
+    ----------
+    venues
+        Which ones: binance. One capture a market.
+    out
+        Folder for the captures.
+    minutes
+        Stop after so long; without it on Ctrl-C.
+    symbols
+        Globs over the venue's names, with commas between; instead of those configured.
+    limited
+        At most 10 symbols a category, as LIMITED_MODE=true.
+    market
+        Which market of the venue; all that are configured without it.
+    ws, rest
+        Another endpoint, such as that of `tapecast replay`. The recording is then marked replay or sim.
+    replay
+        Record what a stand-in plays of this recording, to its end.
+    speed
+        Factor on its pace, or max.
+    retain_bytes
+        Keep so much of a market's captures in this folder, the latest; 0: all.
+    segment_bytes
+        Begin a new file before one becomes larger.
+    config
+        Folder of the TOML files.
+    """
+    from tapecast.daemons import run_record
+
+    return run_record(
+        venues,
+        out,
+        minutes=minutes,
+        symbols=_split(symbols),
+        limited=limited,
+        market=market,
+        ws=ws,
+        rest=rest,
+        replay=replay,
+        speed=speed,
+        config=config,
+        retain_bytes=retain_bytes,
+        segment_bytes=segment_bytes,
+    )
+
+
+@app.command
+def keeper(*, config: Path | None = None) -> int:
+    """Run this host's keeper: archive, retransmission, state loop and live frames by TCP, from every tape.
+
+    Example:  tapecast keeper
+
+    Parameters
+    ----------
+    config
+        Folder of the TOML files.
+    """
+    from tapecast.daemons import run_keeper
+
+    return run_keeper(config)
+
+
+@app.command
 def listen(
     *,
     venue: str | None = None,
@@ -141,7 +225,7 @@ def listen(
 ) -> int:
     """Print what is on the wire.
 
-    Example:  tapecast listen --venue binance --types trade --json
+    Example:  tapecast listen --venue binance --allow replay --json --seconds 10
 
     Parameters
     ----------
@@ -251,7 +335,7 @@ def demo(
 ) -> int:
     """Watch real data travel: venue, adapter, tape, multicast, book; on loopback, beside anything else.
 
-    Example:  tapecast demo --seconds 20 --source replay
+    Example:  tapecast demo --source replay --seconds 10
 
     Parameters
     ----------
@@ -267,6 +351,233 @@ def demo(
     from tapecast.demo import run_demo
 
     return run_demo(seconds=seconds, as_json=json, source=source, paths=recording)
+
+
+@app.command
+def instruments(
+    *,
+    venue: str | None = None,
+    symbols: str | None = None,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    config: Path | None = None,
+) -> int:
+    """Show what is fed on this host: symbol, id, channel, tick, lot and kind of every instrument.
+
+    Example:  tapecast instruments --venue binance --symbols 'BTC*'
+
+    Parameters
+    ----------
+    venue
+        Only this one.
+    symbols
+        Globs over the venue's text or the normalised name, with commas between.
+    json
+        One JSON object an instrument.
+    config
+        Folder of the TOML files.
+    """
+    from tapecast.daemons import run_instruments
+
+    return run_instruments(venue, _split(symbols), config, as_json=json)
+
+
+@app.command
+def status(
+    *,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    seconds: float = 2.2,
+    config: Path | None = None,
+) -> int:
+    """Show how everything on this host is: tapes, links, flow, latency, counters, alerts.
+
+    Exit code 0 if every feeder is up, else 1.
+
+    Example:  tapecast status
+
+    Parameters
+    ----------
+    json
+        One JSON object.
+    seconds
+        How long to listen: feeders report once a second, and a rate takes two reports.
+    config
+        Folder of the TOML files.
+    """
+    from tapecast.daemons import run_status
+
+    return run_status(config, seconds, as_json=json)
+
+
+@app.command
+def doctor(
+    *,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    config: Path | None = None,
+) -> int:
+    """Check this host: clock, buffers, multicast, shared memory, limits, venues. Says what mends each.
+
+    Exit code 0 if nothing fails; warnings do not count.
+
+    Example:  tapecast doctor
+
+    Parameters
+    ----------
+    json
+        One JSON object.
+    config
+        Folder of the TOML files.
+    """
+    from tapecast.daemons import run_doctor
+
+    return run_doctor(config, as_json=json)
+
+
+@app.command
+def bench(
+    *,
+    only: str | None = None,
+    quick: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    write: Annotated[bool, Parameter(negative=())] = False,
+    peers: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Measure this machine: every figure beside a reference of the same run. Takes some minutes.
+
+    A figure that misses what is wanted is information: exit code 1 means that a benchmark broke.
+
+    Example:  tapecast bench --only path,book
+
+    Parameters
+    ----------
+    only
+        Some of path, latency, decode, book, tape, multicast, start, peers, with commas between.
+    quick
+        One round on little data: shows that all run, and gives no figure worth quoting.
+    json
+        One JSON object instead of the table.
+    write
+        Put the table into docs/performance.md, between its two markers.
+    peers
+        First install other projects into .venv-bench, to measure them on the same messages.
+    """
+    from tapecast.bench.suite import run_bench
+    from tapecast.daemons import guarded
+
+    return guarded(lambda: run_bench(_split(only), quick=quick, as_json=json, write=write, make_peers=peers))
+
+
+tape = App(
+    name="tape",
+    help="""Look into tapes and archives, check them, take out what is on them, put it on the wire again.
+
+    Example:  tapecast tape inspect binance.replay""",
+)
+app.command(tape)
+
+
+@tape.command
+def inspect(path: Path, *, json: Annotated[bool, Parameter(negative=())] = False) -> int:
+    """Show what is there: sessions, records, channels, numbers, kinds of frames, times, holes and damage.
+
+    Example:  tapecast tape inspect binance.replay
+
+    Parameters
+    ----------
+    path
+        A segment, the folder of a session or of a writer, an archive, or the name of a writer of this host.
+    json
+        One JSON object.
+    """
+    from tapecast.tape_commands import run_inspect
+
+    return run_inspect(path, as_json=json)
+
+
+@tape.command
+def verify(path: Path) -> int:
+    """Check every record, number, payload and book; exit code 1 with what is wrong and where.
+
+    Example:  tapecast tape verify binance.replay
+
+    Parameters
+    ----------
+    path
+        A segment, the folder of a session or of a writer, an archive, or the name of a writer of this host.
+    """
+    from tapecast.tape_commands import run_verify
+
+    return run_verify(path)
+
+
+@tape.command
+def export(
+    path: Path,
+    *,
+    out: Annotated[Path | None, Parameter(name=["-o", "--out"])] = None,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    to: str | None = None,
+    symbols: str | None = None,
+    types: str | None = None,
+    format: str = "jsonl",  # noqa: A002  (the word a user types)
+) -> int:
+    """Write entries as `listen --json` prints them. Exit code 1 if anything is missing on the tape.
+
+    Example:  tapecast tape export binance.replay --types trade -o trades.jsonl
+
+    Parameters
+    ----------
+    path
+        A segment, the folder of a session or of a writer, an archive, or the name of a writer of this host.
+    out
+        A file; stdout without it.
+    from_
+        Only what was sent from then on: 2026-11-21T09:30:00.5Z, or ns since the epoch. The definitions of
+        instruments come even if they were sent before.
+    to
+        Only what was sent before then.
+    symbols
+        Globs over the venue's text or the normalised name, with commas between.
+    types
+        Some of trade, bbo, l2, stats, liquidation, gap, book_clear, instrument, status, lost.
+    format
+        jsonl: one JSON object a line; csv: the same fields in columns.
+    """
+    from tapecast.tape_commands import run_export
+
+    return run_export(
+        path, out=out, from_=from_, to=to, symbols=_split(symbols), types=_split(types), form=format
+    )
+
+
+@tape.command
+def play(
+    path: Path,
+    *,
+    from_: Annotated[str | None, Parameter(name="--from")] = None,
+    to: str | None = None,
+    speed: str = "1",
+    config: Path | None = None,
+) -> int:
+    """Put a stretch on the wire again, marked REPLAY: definitions, books as they were, then frame by frame.
+
+    Example:  tapecast tape play binance.replay --speed max
+
+    Parameters
+    ----------
+    path
+        A segment, the folder of a session or of a writer, or the name of a writer of this host.
+    from_
+        Only what was sent from then on: 2026-11-21T09:30:00.5Z, or ns since the epoch.
+    to
+        Only what was sent before then.
+    speed
+        Factor on the pace of sending, or max.
+    config
+        Folder of the TOML files.
+    """
+    from tapecast.tape_commands import run_play
+
+    return run_play(path, from_=from_, to=to, speed=speed, config=config)
 
 
 def main() -> None:

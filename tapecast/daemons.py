@@ -12,15 +12,20 @@ if TYPE_CHECKING:
 
 
 def guarded(work: Callable[[], int]) -> int:
-    """Run `work` and turn what the operator has to mend into one line and exit code 2."""
+    """Run `work` and turn what has to be mended into one line: exit code 2, or 1 where it is the host."""
     from market_types.configuration import ConfigError
+    from recording.events import CaptureError
     from tapecast.errors import UsageError
+    from udp_protocol.multicast import MulticastError
 
     try:
         return work()
     except (ConfigError, UsageError) as error:
         print(f"tapecast: {error}", file=sys.stderr)
         return 2
+    except (CaptureError, MulticastError) as error:
+        print(f"tapecast: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 0
     except BrokenPipeError:  # the reader of our output went away, as `head` does
@@ -30,10 +35,12 @@ def guarded(work: Callable[[], int]) -> int:
 
 def run_feeder(options: "Options") -> int:
     """Run `tapecast feeder`."""
+    import msgspec
     import uvloop
 
     from feeder.main import UsageError as FeederUsageError
     from feeder.main import run
+    from tapecast import captures
     from tapecast.defaults_folder import DEFAULTS
     from tapecast.errors import UsageError
     from tapecast.logs import set_up
@@ -42,7 +49,8 @@ def run_feeder(options: "Options") -> int:
 
     def work() -> int:
         try:
-            return uvloop.run(run(options, os.environ, DEFAULTS))
+            files = captures.found(options.replay, os.environ)
+            return uvloop.run(run(msgspec.structs.replace(options, replay=files), os.environ, DEFAULTS))
         except FeederUsageError as error:
             raise UsageError(str(error)) from error
 
@@ -62,13 +70,14 @@ def run_replay(
 ) -> int:
     """Run `tapecast replay`."""
     from replay.main import main as stand_in
+    from tapecast import captures
     from tapecast.errors import UsageError
 
     def work() -> int:
         if not paths:
             raise UsageError("replay: no path, expected the files of one capture or its folder")
         return stand_in(
-            paths,
+            captures.found(paths, os.environ),
             market=market,
             speed=_speed(speed),
             alias=alias,
@@ -96,6 +105,64 @@ def _speed(text: str) -> float:
     return speed
 
 
+def run_record(
+    venues: Sequence[str],
+    out: Path,
+    *,
+    minutes: float | None,
+    symbols: tuple[str, ...],
+    limited: bool,
+    market: str | None,
+    ws: str | None,
+    rest: str | None,
+    replay: tuple[Path, ...],
+    speed: str,
+    config: Path | None,
+    retain_bytes: int,
+    segment_bytes: int,
+) -> int:
+    """Run `tapecast record`."""
+    from feeder.main import UsageError as FeederUsageError
+    from feeder.recorder import Limits
+    from tapecast.errors import UsageError
+    from tapecast.logs import set_up
+    from tapecast.record import record
+
+    set_up(os.environ)
+    limits = Limits(segment_bytes=segment_bytes, retain_bytes=retain_bytes)
+
+    def work() -> int:
+        try:
+            return record(
+                venues,
+                out,
+                minutes=minutes,
+                symbols=symbols,
+                limited=limited,
+                market=market,
+                ws=ws,
+                rest=rest,
+                replay=replay,
+                speed=speed,
+                config=config,
+                limits=limits,
+            )
+        except FeederUsageError as error:
+            raise UsageError(str(error)) from error
+
+    return guarded(work)
+
+
+def run_keeper(config: Path | None) -> int:
+    """Run `tapecast keeper`."""
+    from keeper.main import Options, run
+    from tapecast.defaults_folder import DEFAULTS
+    from tapecast.logs import set_up
+
+    set_up(os.environ)
+    return guarded(lambda: run(Options(config=config), os.environ, DEFAULTS))
+
+
 def run_listen(options: "WireOptions", types: Sequence[str], count: int | None, *, as_json: bool) -> int:
     """Run `tapecast listen`."""
     from tapecast.commands import listen
@@ -108,3 +175,24 @@ def run_books(options: "WireOptions", levels: int, *, as_json: bool) -> int:
     from tapecast.commands import books
 
     return guarded(lambda: books(options, levels, as_json=as_json))
+
+
+def run_instruments(venue: str | None, symbols: Sequence[str], config: Path | None, *, as_json: bool) -> int:
+    """Run `tapecast instruments`."""
+    from tapecast.instruments import instruments
+
+    return guarded(lambda: instruments(venue, symbols, config, as_json=as_json))
+
+
+def run_status(config: Path | None, seconds: float, *, as_json: bool) -> int:
+    """Run `tapecast status`."""
+    from tapecast.status import status
+
+    return guarded(lambda: status(config, seconds, as_json=as_json))
+
+
+def run_doctor(config: Path | None, *, as_json: bool) -> int:
+    """Run `tapecast doctor`."""
+    from tapecast.doctor import doctor
+
+    return guarded(lambda: doctor(config, as_json=as_json))

@@ -1,0 +1,1 @@
+"""The keeper: follows every tape of the host, archives them on disk, and finds frames by number."""
