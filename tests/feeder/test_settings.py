@@ -33,10 +33,14 @@ def test_binance_file_shows_the_defaults() -> None:
         defaults=ROOT / "config",
     )
     assert settings == VenueSettings(symbols=settings.symbols, market=settings.market)
-    assert settings.market == {"usdm": Market("wss://fstream.binance.com", "https://fapi.binance.com")}
-    assert len(set(settings.symbols)) == len(settings.symbols) == 10
+    assert settings.market == {
+        "spot": Market("wss://stream.binance.com:9443", "https://api.binance.com"),
+        "usdm": Market("wss://fstream.binance.com", "https://fapi.binance.com"),
+        "coinm": Market("wss://dstream.binance.com", "https://dapi.binance.com"),
+    }
+    assert len(set(settings.symbols)) == len(settings.symbols) == 12
     text = (ROOT / "config/feeder/crypto/binance.toml").read_text()
-    for key in set(VenueSettings.__struct_fields__) - {"market"}:
+    for key in set(VenueSettings.__struct_fields__) - {"market", "quality"}:
         assert f"\n{key} = " in text, key
 
 

@@ -28,6 +28,7 @@ def bench(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.long
 def test_every_benchmark_runs_beside_its_reference(recordings: Path) -> None:
     result = bench("--quick", "--json", "--only", ",".join(OWN), TAPECAST_RECORDINGS=str(recordings))
     assert result.returncode == 0, result.stderr[-3000:]

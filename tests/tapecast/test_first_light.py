@@ -92,7 +92,9 @@ def plain(text: str) -> bool:
 BOOKS = ("books", "--json", "--levels", "0", "--until-done", "--allow", "replay")
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if "eth" in name else name for name in CAPTURES]
+)
 def test_every_recording_s_book_arrives_whole_by_multicast_and_by_tape(
     stage: Any, recordings: Path, name: str
 ) -> None:
@@ -111,6 +113,7 @@ def test_every_recording_s_book_arrives_whole_by_multicast_and_by_tape(
     }
 
 
+@pytest.mark.long
 def test_the_same_at_the_recording_s_own_pace(stage: Any, recordings: Path) -> None:
     paths = paths_of(recordings, SMALL)
     books = stage.ready(*BOOKS)
