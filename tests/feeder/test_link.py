@@ -3,11 +3,13 @@
 import asyncio
 import base64
 import contextlib
+import gc
 import hashlib
 import resource
 import struct
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -461,3 +463,44 @@ def test_a_link_that_is_stopped_clears_its_books_and_a_retired_one_does_not() ->
                 assert stage.adapters[0].lost == (0 if retire else 1)
 
     asyncio.run(main())
+
+
+@pytest.mark.long
+def test_a_thousand_drops_leave_one_connection_and_nothing_else() -> None:
+    now_open = 0
+    most = 0
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal now_open, most
+        await shake_hands(reader, writer)
+        now_open += 1
+        most = max(most, now_open)
+        writer.write(frame(b"x" * 1000) * 20)
+        await writer.drain()
+        now_open -= 1
+        writer.transport.abort()
+
+    def held() -> tuple[int, int]:
+        gc.collect()
+        rss = next(
+            int(line.split()[1])
+            for line in Path("/proc/self/status").read_text().splitlines()
+            if line.startswith("RssAnon")
+        )
+        return len(list(Path("/proc/self/fd").iterdir())), rss
+
+    async def main() -> None:
+        async with served(handler) as stage:
+            for goal in (200, 1200):
+                async with asyncio.timeout(120):
+                    while stage.link.reconnects < goal:
+                        await asyncio.sleep(0.01)
+                del stage.adapters[:-1]
+                measured.append(held())
+
+    measured: list[tuple[int, int]] = []
+    asyncio.run(main())
+    (descriptors, rss), (descriptors_after, rss_after) = measured
+    assert most == 1
+    assert abs(descriptors_after - descriptors) <= 3
+    assert rss_after - rss < 4 * 1024  # KiB
