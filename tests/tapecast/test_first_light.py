@@ -479,8 +479,8 @@ def test_the_demo_reports_what_it_saw(stage: Any, recordings: Path) -> None:
     assert 8.0 <= report["seconds"] < 10.0
     seen = report["venues"]["binance"]
     assert (seen["gaps"], seen["lost"], seen["books"], seen["books_valid"]) == (0, 0, 4, 4)
-    assert seen["frames"] > 200
-    assert seen["messages"] > 200
+    assert seen["frames"] > 100
+    assert seen["messages"] > 100
     assert 0 < report["latency_ns"]["recv_to_send"]["p50"] < 10**9
     assert set(report["latency_ns"]["send_to_book"]) == {"p50", "p99", "p999", "max"}
     assert "REPLAY" in demo.err
