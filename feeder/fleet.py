@@ -196,6 +196,11 @@ class Fleet:
         return self._gone["reconnects"] + sum(max(link.reconnects, 0) for link in self.links)
 
     @property
+    def renewals(self) -> int:
+        """Return how many connections were handed over as planned."""
+        return sum(link.renewals for link in self.links)
+
+    @property
     def counters(self) -> Counter[str]:
         """Return what went wrong since the start, by name: what links and REST counted."""
         shared = {id(link.feed.shared): link.feed.shared.counters for link in self.links}

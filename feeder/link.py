@@ -143,11 +143,10 @@ class Link:
                 log.warning("link_down", url=self._url, problem=problem, retry_s=round(delay_s, 3))
                 await asyncio.sleep(delay_s)
         finally:
-            for left in (self._successor, self.connection):
-                if left is not None and left.open:
-                    left.close()
-                    if left is self.connection:
-                        self.lost(left)
+            left = self.connection
+            if left is not None and left.open:
+                left.close()
+                self.lost(left)
 
     @property
     def _url(self) -> str:
@@ -196,6 +195,9 @@ class Link:
         successor = self._successor = self._make(silent=True)
         try:
             problem = await self._connect(successor) or await self._overlap(old, successor)
+        except asyncio.CancelledError:
+            successor.close()
+            raise
         finally:
             self._successor = None
         if problem:

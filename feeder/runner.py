@@ -59,6 +59,7 @@ class Runner(Fleet):
         self._beat_timer: asyncio.TimerHandle | None = None
         self._beat_due_ns = 0
         self._messages_then = 0
+        self._churn_then = 0
 
     def begin(self) -> None:
         """Begin to beat and to report; the session is open."""
@@ -145,10 +146,10 @@ class Runner(Fleet):
             self._renew_book(self.instruments[number], now_ns)
         self._publisher.second()
         self.report(now_ns)
-        messages = self.n_messages
-        if messages == self._messages_then:
-            gc.collect()  # only when idle
-        self._messages_then = messages
+        messages, churn = self.n_messages, self.reconnects + self.renewals
+        if messages == self._messages_then or churn != self._churn_then:
+            gc.collect()  # when idle, and when connections were replaced: they and their sockets are cycles
+        self._messages_then, self._churn_then = messages, churn
 
     def _renew_book(self, instrument: Instrument, now_ns: int) -> None:
         """Have a book with too many levels sent anew by the venue."""
