@@ -165,7 +165,21 @@ async def _open_recorders(
             stack.push_async_callback(recorder.end)
             (roster,) = feeder.rosters(recorder, recorder, [feed], foreign=source.foreign, ready=ready)
             recorder.begin(roster, listed, starts_clock=ready is not None)
+    await _all_chosen(recorders)
     return recorders
+
+
+async def _all_chosen(recorders: Sequence[Recorder]) -> None:
+    """Return when every market's list was read. Raises UsageError if nothing of a venue is recorded."""
+    while not all(recorder.begun.is_set() for recorder in recorders):
+        for recorder in recorders:
+            recorder.check()
+        await asyncio.sleep(0.01)
+    by_venue: dict[str, list[Roster]] = {}
+    for recorder in recorders:
+        by_venue.setdefault(recorder.roster.feed.market.venue.name, []).append(recorder.roster)
+    for rosters in by_venue.values():
+        refuse_nothing(rosters)
 
 
 async def _until(stop: asyncio.Event, work: Coroutine[Any, Any, T]) -> T | None:

@@ -47,6 +47,7 @@ class Recorder(Fleet):
 
     folder     of the capture
     roster     the market's instruments, from `begin` on
+    begun      the list of instruments was read
     raw_bytes  of messages heard
     Raises CaptureError if nothing can be written there.
     """
@@ -55,6 +56,7 @@ class Recorder(Fleet):
         super().__init__(Batch(lambda batch: batch.clear()), ends_with_recording=ends_with_recording)
         self.tap = self._hear
         self.roster: Roster
+        self.begun = asyncio.Event()
         self.raw_bytes = 0
         earlier = captures_in(directory, head) if limits.retain_bytes else []
         self.folder = new_folder(directory, head)
@@ -81,6 +83,7 @@ class Recorder(Fleet):
 
     async def _begin(self, listed: Answer | None, *, starts_clock: bool) -> None:
         await self.roster.begin(listed)
+        self.begun.set()
         if starts_clock:
             while not self.subscribed:
                 await asyncio.sleep(0.01)

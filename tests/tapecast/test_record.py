@@ -68,12 +68,17 @@ def test_a_killed_recorder_leaves_all_but_the_last_second(stage: Any, recordings
     assert killed_ns - received[-1].ts_recv_ns < 2 * 10**9
 
 
-def test_what_is_wrong_ends_with_code_2(stage: Any) -> None:
+def test_what_is_wrong_ends_with_code_2(stage: Any, recordings: Path) -> None:
+    stage.environ["TAPECAST_RECORDINGS"] = str(recordings)
     for words, said in (
         (("record", "-o", "x"), "no venue"),
         (("record", "binance"), "-o"),
         (("record", "binance", "-o", "x", "--minutes", "0"), "--minutes"),
         (("record", "nowhere", "-o", "x"), "nowhere"),
+        (
+            ("record", "binance", "-o", "x", "--replay", "binance_spot/20211012", "--symbols", "NOSUCH"),
+            "NOSUCH",
+        ),
     ):
         process = stage.start(*words)
         assert process.end() == 2, process.err
