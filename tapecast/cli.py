@@ -1,5 +1,6 @@
 """The command line. Every command imports what it needs when it runs, so that `--help` stays under 300 ms."""
 
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -588,5 +589,6 @@ def main() -> None:
         code = app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"tapecast: {error}\nTry  tapecast --help", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))  # a second one changes nothing
     sys.exit(code if isinstance(code, int) else 0)

@@ -118,7 +118,7 @@ class Demo:
             _say("DEMO: LIVE data of Binance USD-M futures")
         else:
             _say(f"DEMO: this is a REPLAY of {', '.join(map(str, recording))}, NOT live data")
-        with tempfile.TemporaryDirectory(prefix="tapecast-demo-") as folder:
+        with tempfile.TemporaryDirectory(prefix=f"tapecast-demo-{os.getpid()}-") as folder:
             memory = _shared_memory(Path(folder))
             try:
                 return self._run_in(Path(folder), memory, recording)

@@ -73,7 +73,7 @@ def test_every_example_works_as_pasted(stage: Any, place: Path, recordings: Path
     environ = {**stage.environ, "TAPECAST_RECORDINGS": str(recordings)}
     environ["XDG_CACHE_HOME"] = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     if ENDS.get(name, 0) is None:
-        line = f"timeout --preserve-status -s INT 12 {line}"
+        line = f"timeout --foreground --preserve-status -s INT 12 {line}"
     done = typed(line, place, environ)
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     assert done.returncode == (ENDS.get(name, 0) or 0) or name == "doctor", done.stderr[-3000:]
