@@ -5,13 +5,15 @@ without a home, as hardened systemd units are. Only this module and `market_type
 importing `kernel` from here is enough.
 
 numba looks only at the file of the kernel itself to tell whether its compiled code is stale, never at the
-files of the kernels it calls. So the cache folder is named by a stamp over all source files of the rooms:
-after any change every kernel is compiled again.
+files of the kernels it calls. So the cache folder is named by a stamp over the source files that hold kernels
+and all they import, since constants are compiled in: after a change of any of them every kernel is compiled
+again.
 """
 
 import hashlib
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -22,13 +24,36 @@ F = TypeVar("F", bound=Callable[..., object])
 _ROOMS = ("market_types", "udp_protocol", "matching_engine", "feeder", "keeper")
 
 
+_HOLDS_KERNELS = re.compile(r"^from market_types\.(?:kernel|atomics) import ", re.MULTILINE)
+_IMPORT = re.compile(r"^\s*from ([\w.]+) import (\([^)]*\)|[^\n]*)|^\s*import ([\w.]+)", re.MULTILINE)
+
+
+def _imported(source: str) -> Iterator[str]:
+    """Yield what may be the names of modules that a module imports."""
+    for package, names, module in _IMPORT.findall(source):
+        yield package or module
+        yield from (f"{package}.{name}" for name in re.findall(r"\w+", names))
+
+
 def _source_stamp(root: Path) -> str:
-    """Return 16 hex digits that change with the name, time or size of any source file of the rooms."""
+    """Return 16 hex digits that change with the name, time or size of any file that compiled code is of."""
+    sources = {
+        ".".join(path.relative_to(root).with_suffix("").parts): path
+        for room in _ROOMS
+        for path in (root / room).rglob("*.py")
+    }
+    texts = {module: path.read_text(encoding="utf-8") for module, path in sources.items()}
+    wanted = [module for module, text in texts.items() if _HOLDS_KERNELS.search(text)]
+    reached: set[str] = {"market_types.kernel", "market_types.atomics"}
+    while wanted:
+        module = wanted.pop()
+        if module not in reached:
+            reached.add(module)
+            wanted += [name for name in _imported(texts[module]) if name in texts]
     digest = hashlib.blake2b(digest_size=8)
-    for room in _ROOMS:
-        for path in sorted((root / room).rglob("*.py")):
-            stat = path.stat()
-            digest.update(f"{path}:{stat.st_mtime_ns}:{stat.st_size}\n".encode())
+    for path in sorted(sources[module] for module in reached):
+        stat = path.stat()
+        digest.update(f"{path}:{stat.st_mtime_ns}:{stat.st_size}\n".encode())
     return digest.hexdigest()
 
 
