@@ -14,7 +14,9 @@ from feeder.columns import (
     NEGATIVE,
     OUT_OF_RANGE,
     TOO_MANY,
+    Layout,
     append_bbo,
+    append_derived_bbo,
     append_l2,
     append_trade,
     lazily_zeroed,
@@ -110,9 +112,11 @@ class Batch:
         asks: bytes,
         *,
         snapshot: bool,
+        layout: Layout = Layout.PAIRS,
     ) -> None:
         """Append one book event from two JSON arrays of `[price, qty, ...]`, decimal text quoted or bare.
 
+        layout  what a level is; of SIDE_FIRST the one array of both sides is `bids`
         A delta's quantities are absolute, 0 removes the level. Raises VenueError, or OutOfRange, and then
         has appended nothing.
         """
@@ -120,6 +124,7 @@ class Batch:
             self.block,
             bids,
             asks,
+            layout,
             _SNAPSHOT if snapshot else _DELTA,
             instrument.number,
             instrument.px_exp,
@@ -193,6 +198,16 @@ class Batch:
             venue_seq,
         ):
             self._make_room(status, instrument, text)
+
+    def derived_bbo(
+        self, instrument: Instrument, ts_event_ns: int, ts_recv_ns: int, venue_seq: int = NO_SEQ
+    ) -> None:
+        """Append best bid and offer of the book as the events before this one leave it, marked SYNTH.
+
+        Filled when the batch is inspected; dropped if nothing of it changed since the last, or no book is valid.
+        """
+        while status := append_derived_bbo(self.block, instrument.number, ts_event_ns, ts_recv_ns, venue_seq):
+            self._make_room(status, instrument, b"")
 
     def stats(
         self,

@@ -6,13 +6,14 @@ made for a level, a trade or a quote.
 """
 
 import mmap
+from enum import IntEnum
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from market_types.decimals import parse_decimal, rescale
-from market_types.enums import NULL_PRICE, BookSide, MsgType
+from market_types.enums import NULL_PRICE, BookSide, Flag, MsgType
 from market_types.kernel import kernel
 
 MAX_ROWS: Final = 2**18  # above the 200,000 levels a book may have
@@ -54,8 +55,22 @@ BATCH = np.dtype(
 )
 
 OK, MALFORMED, OUT_OF_RANGE, TOO_MANY, NEGATIVE = 0, 1, 2, 3, 4
+
+NOTHING: Final = 0  # msg_type of an event that turned out to say nothing
+
+
+class Layout(IntEnum):
+    """What a level is in a venue's JSON array. Numbers may be quoted or bare; what follows them is passed over."""
+
+    PAIRS = 0  # [price, qty]
+    WORD_FIRST = 1  # ["new", price, qty]: the word tells nothing that the quantity does not
+    SIDE_FIRST = 2  # ["buy", price, qty] or ["sell", ...] mixed in one array; what begins with b is a bid
+
+
 _BID, _ASK = int(BookSide.BID), int(BookSide.ASK)
 _SNAPSHOT, _DELTA, _BBO = int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA), int(MsgType.BBO)
+_SYNTH = int(Flag.SYNTH)
+_PAIRS, _SIDE_FIRST = int(Layout.PAIRS), int(Layout.SIDE_FIRST)
 
 
 def lazily_zeroed(dtype: np.dtype[np.void]) -> NDArray[np.void]:
@@ -105,8 +120,20 @@ def _number_end(text: bytes, at: int) -> int:
 
 
 @kernel
-def _levels(block: NDArray[np.void], text: bytes, side: int, px_exp: int, qty_exp: int) -> int:
-    """Append the levels of a JSON array `[["price","qty",...],...]`, numbers quoted or bare."""
+def _word(text: bytes, at: int) -> int:
+    """Return where a JSON string without escapes ends that begins at `at`, and the comma behind it; -1 = none."""
+    if at >= len(text) or text[at] != 34:  # "
+        return -1
+    at += 1
+    while at < len(text) and text[at] != 34:
+        at += 1
+    at = _skip_space(text, at + 1)
+    return at if at < len(text) and text[at] == 44 else -1  # ,
+
+
+@kernel
+def _levels(block: NDArray[np.void], text: bytes, layout: int, side: int, px_exp: int, qty_exp: int) -> int:
+    """Append the levels of one side of a JSON array `[["price","qty",...],...]`, as `layout` says."""
     batch = block[0]
     price, qty, sides = batch.price, batch.qty, batch.side
     px_exps, qty_exps = batch.px_exp, batch.qty_exp
@@ -123,6 +150,15 @@ def _levels(block: NDArray[np.void], text: bytes, side: int, px_exp: int, qty_ex
             return MALFORMED
         if row >= MAX_ROWS:
             return TOO_MANY
+        of_side = True
+        if layout != _PAIRS:
+            at = _skip_space(text, at + 1)
+            word = at + 1
+            at = _word(text, at)
+            if at < 0:
+                return MALFORMED
+            if layout == _SIDE_FIRST:  # b for buy or bid
+                of_side = (text[word] == 98) == (side == _BID)
         for column in range(2):
             at = _skip_space(text, at + 1)
             quoted = at < size and text[at] == 34  # "
@@ -148,7 +184,7 @@ def _levels(block: NDArray[np.void], text: bytes, side: int, px_exp: int, qty_ex
             return NEGATIVE
         sides[row] = side
         batch.fills[row] = 0  # these venues' levels do not tell the number of orders
-        row += 1
+        row += of_side
         at = _skip_space(text, at + 1)
         if at >= size:
             return MALFORMED
@@ -209,16 +245,16 @@ def _unify_exponents(block: NDArray[np.void], first_row: int) -> int:
 
 @kernel
 def append_l2(
-    block: NDArray[np.void], bids: bytes, asks: bytes, msg_type: int, symbol: int,
+    block: NDArray[np.void], bids: bytes, asks: bytes, layout: int, msg_type: int, symbol: int,
     px_exp: int, qty_exp: int, ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
 ) -> int:  # fmt: skip
     """Append one book event. On any status but OK the batch is as before."""
     batch = block[0]
     first_row = batch.n_rows
-    status = _levels(block, bids, _BID, px_exp, qty_exp)
+    status = _levels(block, bids, layout, _BID, px_exp, qty_exp)
     n_bids = batch.n_rows - first_row
     if status == OK:
-        status = _levels(block, asks, _ASK, px_exp, qty_exp)
+        status = _levels(block, bids if layout == _SIDE_FIRST else asks, layout, _ASK, px_exp, qty_exp)
     if status == OK and msg_type == _SNAPSHOT:
         status = _unify_exponents(block, first_row)
     if status == OK:
@@ -301,6 +337,22 @@ def append_bbo(
         status = _unify_exponents(block, row)
     if status == OK:
         status = open_event(block, _BBO, 0, symbol, ts_event_ns, ts_recv_ns, venue_seq, row, 1)
+    if status != OK:
+        batch.n_rows = row
+    return status
+
+
+@kernel
+def append_derived_bbo(
+    block: NDArray[np.void], symbol: int, ts_event_ns: int, ts_recv_ns: int, venue_seq: int
+) -> int:  # fmt: skip
+    """Append a quote to be filled from the feeder's own book. On any status but OK the batch is as before."""
+    batch = block[0]
+    row = batch.n_rows
+    if row + 2 > MAX_ROWS:
+        return TOO_MANY
+    batch.n_rows = row + 2
+    status = open_event(block, _BBO, _SYNTH, symbol, ts_event_ns, ts_recv_ns, venue_seq, row, 1)
     if status != OK:
         batch.n_rows = row
     return status

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from feeder.columns import MAX_ROWS
+from feeder.columns import MAX_ROWS, NOTHING
 from market_types.enums import Action, Flag, MsgType
 from market_types.histogram import N_BUCKETS, bucket_of
 from market_types.kernel import kernel
@@ -390,7 +390,9 @@ def frame_batch(
         if writer.row < 0:
             writer.row = batch.first_row[event]
         msg_type = batch.msg_type[event]
-        if batch.blob_len[event]:
+        if msg_type == NOTHING:
+            status = DONE
+        elif batch.blob_len[event]:
             status = _frame_blob(block, state, segment, event, channel, now_ns)
         elif msg_type == _DELTA:
             status = _frame_delta(block, state, segment, event, channel, now_ns)
@@ -402,7 +404,7 @@ def frame_batch(
             status = _frame_trades(block, state, segment, event, channel, now_ns)
         if status != DONE:
             return status
-        if not batch.blob_len[event]:
+        if not batch.blob_len[event] and msg_type != NOTHING:
             kind = writer.kind_of[symbol]
             column = 2 if msg_type == _BBO else 1 if msg_type in (_DELTA, _SNAPSHOT) else 0
             writer.counts[kind, column] += 1

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from feeder.columns import NOTHING
 from feeder.own_books import NEED_ROOM, REFUSED, fold_event
 from feeder.quality_state import RECENT_IDS, Check, Record, Stream, count, tell
 from feeder.robust import learn, robust_z
@@ -37,7 +38,7 @@ _LN_10: Final = log(10.0)
 _TRADE, _BBO = int(MsgType.TRADE), int(MsgType.BBO)
 _SNAPSHOT, _DELTA = int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA)
 _CLEAR, _GAP = int(MsgType.BOOK_CLEAR), int(MsgType.GAP)
-_BACKFILL, _STALE = int(Flag.BACKFILL), int(Flag.STALE)
+_BACKFILL, _STALE, _SYNTH = int(Flag.BACKFILL), int(Flag.STALE), int(Flag.SYNTH)
 _NOT_IN_TIME = int(Flag.BACKFILL | Flag.TS_APPROX)
 _NOT_OF_THE_BOOK = int(TradeFlag.BLOCK | TradeFlag.CORRECTION | TradeFlag.CANCELLED)
 _POW10 = np.array([10.0**n for n in range(19)])
@@ -184,7 +185,7 @@ def _follow(quality: Record, batch: Record, instrument: Record, event: int) -> N
     ts_ns = batch.ts_event_ns[event]
     ended = batch.msg_type[event] == _CLEAR
     if ended:
-        instrument.crossed = 0
+        instrument.crossed = instrument.n_derived = 0
     if ended or ts_ns == 0 or ts_ns >= instrument.unanswered_ns:
         instrument.n_unanswered = 0
     if ended or ts_ns == 0 or ts_ns >= instrument.witness_ns - quality.stale_ns:
@@ -231,6 +232,49 @@ def _inspect_quote(quality: Record, batch: Record, instrument: Record, books: Re
 
 
 @kernel
+def _is_repeated(instrument: Record, book: NDArray[np.int64]) -> bool:
+    """Return whether the best levels of a book are those of the last quote taken from it."""
+    if not instrument.n_derived:
+        return False
+    for at in range(4):
+        is_qty = at % 2 == 1
+        was, now = instrument.derived[at], book[kernels.BID_PX + at]
+        if not is_qty and NULL_PRICE in (was, now):
+            if was != now:
+                return False
+            continue
+        old_exp = instrument.derived_qty_exp if is_qty else instrument.derived_px_exp
+        fits, rescaled = rescale(was, old_exp, book[kernels.QTY_EXP if is_qty else kernels.PX_EXP])
+        if not fits or rescaled != now:
+            return False
+    return True
+
+
+@kernel
+def _derive_quote(
+    batch: Record, instrument: Record, books: Record, arena: NDArray[np.int64], event: int
+) -> None:
+    """Fill a quote from the book, or make nothing of it where none is valid or nothing has changed."""
+    number = batch.symbol[event]
+    book = arena[books.at[number] : books.at[number] + books.size[number]]
+    if not books.valid[number] or _is_repeated(instrument, book):
+        batch.msg_type[event] = NOTHING
+        batch.end_row[event] = batch.first_row[event]
+        return
+    row = batch.first_row[event]
+    for side in range(2):
+        batch.price[row + side] = book[kernels.BID_PX + 2 * side]
+        batch.qty[row + side] = book[kernels.BID_QTY + 2 * side]
+        batch.px_exp[row + side], batch.qty_exp[row + side] = book[kernels.PX_EXP], book[kernels.QTY_EXP]
+    for at in range(4):
+        instrument.derived[at] = book[kernels.BID_PX + at]
+    instrument.derived_px_exp, instrument.derived_qty_exp = book[kernels.PX_EXP], book[kernels.QTY_EXP]
+    instrument.n_derived += 1
+    instrument.bid, instrument.ask = book[kernels.BID_PX], book[kernels.ASK_PX]
+    instrument.bbo_exp = book[kernels.PX_EXP]
+
+
+@kernel
 def _inspect_book(
     quality: Record, instrument: Record, books: Record, arena: NDArray[np.int64], now_ns: int
 ) -> None:
@@ -251,6 +295,8 @@ def inspect_batch(
 ) -> int:  # fmt: skip
     """Fold a batch into the feeder's own books and check its events, marking those that are doubtful.
 
+    Quotes to be taken from a book are filled on the way.
+
     block        (1,) BATCH; `suspect`, and STALE in `flags`, are set
     state        (1,) QUALITY; keeps the place: a call after NEED_ROOM goes on where this one stopped
     instruments  (n,) INSTRUMENT by slot; the first one is nobody's
@@ -265,6 +311,8 @@ def inspect_batch(
         msg_type = batch.msg_type[event]
         if slot == 0:
             pass
+        elif msg_type == _BBO and batch.flags[event] & _SYNTH:
+            _derive_quote(batch, instrument, books, arena, event)
         elif msg_type == _BBO:
             _inspect_quote(quality, batch, instrument, books, event)
         elif msg_type == _TRADE:

@@ -57,6 +57,10 @@ INSTRUMENT = np.dtype(
         ("bid", "<i8"),  # last quote, units of 10**bbo_exp
         ("ask", "<i8"),
         ("bbo_exp", "<i8"),
+        ("n_derived", "<i8"),  # quotes taken from the book since it is valid; the last one:
+        ("derived", "<i8", (4,)),  # bid price and quantity, ask price and quantity
+        ("derived_px_exp", "<i8"),
+        ("derived_qty_exp", "<i8"),
         ("n_ids", "<i8"),
         ("ids", "<i8", (RECENT_IDS,)),
         # the last trades' log price and log size: in order of time, and ranked
