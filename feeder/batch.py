@@ -204,7 +204,7 @@ class Batch:
     ) -> None:
         """Append best bid and offer of the book as the events before this one leave it, marked SYNTH.
 
-        Filled when the batch is inspected; dropped if nothing of it changed since the last, or no book is valid.
+        Filled when the batch is inspected; dropped if nothing changed since the last, or no book is valid.
         """
         while status := append_derived_bbo(self.block, instrument.number, ts_event_ns, ts_recv_ns, venue_seq):
             self._make_room(status, instrument, b"")

@@ -60,7 +60,7 @@ NOTHING: Final = 0  # msg_type of an event that turned out to say nothing
 
 
 class Layout(IntEnum):
-    """What a level is in a venue's JSON array. Numbers may be quoted or bare; what follows them is passed over."""
+    """What a level is in a venue's JSON array; numbers are quoted or bare, what follows is passed over."""
 
     PAIRS = 0  # [price, qty]
     WORD_FIRST = 1  # ["new", price, qty]: the word tells nothing that the quantity does not
@@ -121,7 +121,7 @@ def _number_end(text: bytes, at: int) -> int:
 
 @kernel
 def _word(text: bytes, at: int) -> int:
-    """Return where a JSON string without escapes ends that begins at `at`, and the comma behind it; -1 = none."""
+    """Return where the comma is behind the JSON string that begins at `at`, -1 = not so."""
     if at >= len(text) or text[at] != 34:  # "
         return -1
     at += 1

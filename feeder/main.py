@@ -13,6 +13,7 @@ import msgspec
 import structlog
 
 from feeder.fleet import Feed, Fleet
+from feeder.markets import fed_venues, markets_of, speaking
 from feeder.publisher import Publisher
 from feeder.recorder import Limits as RecordLimits
 from feeder.recorder import Recorder, follow, head_of
@@ -23,7 +24,6 @@ from feeder.selection import Choice, unmatched
 from feeder.sessions import SessionStore
 from feeder.settings import VenueSettings
 from feeder.standin import Ready, StandIn, StandInError
-from feeder.venues import binance
 from feeder.venues.base import Market, Shared
 from feeder.warmth import warm_up
 from market_types.configuration import ConfigError, SettingError, difference, load
@@ -43,7 +43,6 @@ from udp_protocol.tape_writer import TapeFolder
 
 log = structlog.get_logger()
 
-MARKETS: dict[str, Mapping[str, Market]] = {"binance": binance.MARKETS}
 LISTEN_S = 0.35  # to our own groups before a session number is chosen
 SNAPSHOT_GRACE_S = 5.0
 END_HEARTBEATS_S = 2.0
@@ -199,8 +198,8 @@ class Feeder:
     """One venue's daemon before it has a session. Raises ConfigError and UsageError."""
 
     def __init__(self, options: Options, environ: Mapping[str, str], defaults: Path) -> None:
-        if options.venue not in MARKETS:
-            raise UsageError(f"venue: {options.venue!r}, expected one of {', '.join(MARKETS)}")
+        if options.venue not in fed_venues():
+            raise UsageError(f"venue: {options.venue!r}, expected one of {', '.join(fed_venues())}")
         if (options.ws is None) != (options.rest is None):
             raise UsageError("--ws and --rest: one without the other, expected both or none")
         if options.replay and options.ws:
@@ -233,13 +232,12 @@ class Feeder:
 
     def _markets(self, name: str | None) -> list[Market]:
         """Return the market of that name, all that are configured for None. Raises UsageError."""
-        known = MARKETS[self._venue.name]
-        names = (name,) if name else tuple(self._settings.market)
+        known = markets_of(self._venue.name)
+        names = (name,) if name else tuple(self._settings.markets)
         for given in names:
             if given not in known:
-                raise UsageError(
-                    f"market: {given!r}, expected one of {', '.join(known)} at {self._venue.name}"
-                )
+                expected = f"one of {', '.join(known)}" if any(known) else "none: there is one"
+                raise UsageError(f"market: {given!r}, expected {expected} at {self._venue.name}")
         return [known[given] for given in names]
 
     async def open(self, stack: AsyncExitStack) -> "Session":
@@ -285,7 +283,7 @@ class Feeder:
         feeds = []
         budgets: dict[str, WeightBudget] = {}
         for market in markets[:1] if source.foreign else markets:
-            urls = self._settings.market.get(market.name)
+            urls = self._settings.markets.get(market.name)
             if urls is None and not source.foreign:
                 raise UsageError(f"market: no table [market.{market.name}] in the configuration")
             ws_url = source.ws or (urls.ws_url if urls else "")
@@ -294,6 +292,8 @@ class Feeder:
             pool = market.limits.weight_pool or market.name
             budget = budgets.setdefault(pool, WeightBudget(market.limits.weight_per_minute))
             rest = await stack.enter_async_context(Rest(rest_url, market.limits, shared.counters, budget))
+            if source.stand_in is not None:
+                market = speaking(market, source.stand_in.ready.protocol)  # noqa: PLW2901  (the same, as it was)
             feeds.append(Feed(market, rest, ws_url, shared, self._settings.connection_lifetime_s))
         return feeds
 
@@ -302,10 +302,14 @@ class Feeder:
         ready = source.stand_in.ready if source.stand_in else None
         if not source.foreign:
             return Flag(0), None, None
-        listed = await ask(feed, feed.market.instruments_request())
+        listed: Answer | None = await ask(feed, feed.market.instruments_requests()[0])
+        assert listed is not None
         replayed = SOURCE_HEADER.lower() in listed.headers
         if replayed and ready is None:
             ready = msgspec.json.decode((await feed.rest.get("/_tapecast/ready")).body, type=Ready)
+            spoken = speaking(feed.market, ready.protocol)
+            if spoken is not feed.market:
+                feed.market, listed = spoken, None
         return Flag.REPLAY if replayed else Flag.SIM, listed, ready
 
     def rosters(

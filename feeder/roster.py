@@ -8,8 +8,9 @@ changed is renewed by a planned hand-over, as an old one is.
 import asyncio
 import random
 import time
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import aiohttp
@@ -73,14 +74,11 @@ class Roster:
     async def begin(self, first: Answer | None = None) -> None:
         """Read the list until the venue gives it, define what is chosen, and connect.
 
-        first  the venue's answer, where it was asked already
+        first  the venue's answer to the first call for it, where that was made already
         """
         while True:
-            request = self.feed.market.instruments_request()
-            answer = first or await ask(self.feed, request)
-            self._tap(request, answer)
             try:
-                self.listed = self.feed.market.instruments(answer.body)
+                self.listed = await self._list(partial(ask, self.feed), first)
                 break
             except VenueError as error:
                 if first is not None:
@@ -95,6 +93,29 @@ class Roster:
             instruments=len(self.instruments),
             links=sum(link.feed is self.feed for link in self._fleet.links),
         )
+
+    async def _list(
+        self, call: Callable[[Request], Awaitable[Answer]], first: Answer | None = None
+    ) -> list[Instrument]:
+        """Return what the venue lists, page by page. Raises VenueError, and what `call` raises."""
+        market = self.feed.market
+        requests = deque(market.instruments_requests())
+        bodies: list[bytes] = []
+        while requests:
+            request = requests.popleft()
+            answer, first = first or await call(request), None
+            self._tap(request, answer)
+            bodies.append(answer.body)
+            following = market.next_page(request, answer.body)
+            if following is not None:
+                requests.appendleft(following)
+        return market.instruments(bodies)
+
+    async def _once(self, request: Request) -> Answer:
+        answer = await self.feed.rest.get(request.path, request.weight)
+        if answer.status != 200:
+            raise VenueError(f"{request.path}: HTTP {answer.status}, expected 200")
+        return answer
 
     async def keep(self, every_s: float) -> None:
         """Read the list again and again; never returns."""
@@ -113,15 +134,9 @@ class Roster:
 
     async def refresh(self) -> None:
         """Read the list once: changed definitions, newcomers in, delisted ones out. Raises as `get` does."""
-        market = self.feed.market
-        request = market.instruments_request()
-        answer = await self.feed.rest.get(request.path, request.weight)
-        if answer.status != 200:
-            raise VenueError(f"{request.path}: HTTP {answer.status}, expected 200")
-        self._tap(request, answer)
-        listed = market.instruments(answer.body)
+        listed = await self._list(self._once)
         if not listed:
-            raise VenueError(f"{request.path}: an empty list, expected the venue's instruments")
+            raise VenueError(f"{self.feed.market.name}: an empty list, expected the venue's instruments")
         self.listed = listed
         changed = redefined(self.instruments, listed)
         if changed:

@@ -43,13 +43,16 @@ class VenueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     book_levels_max     a book with more levels a side is asked for anew
     n_channels          channels of the venue's range in use, constant within a session
     market              endpoints by market name
+    ws_url, rest_url    endpoints of a venue that has one market
     quality             thresholds of the checks
 
     Raises SettingError for a venue without a market.
     """
 
     symbols: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    market: dict[str, Market]
+    market: dict[str, Market] = {}
+    ws_url: WebSocketUrl | Literal[""] = ""
+    rest_url: RestUrl | Literal[""] = ""
     exclude: tuple[str, ...] = ()
     quotes: tuple[str, ...] = ()
     top: Annotated[int, msgspec.Meta(ge=0)] = 0
@@ -68,5 +71,12 @@ class VenueSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quality: QualitySettings = msgspec.field(default_factory=QualitySettings)
 
     def __post_init__(self) -> None:
-        if not self.market:
-            raise SettingError("market", "at least one table, such as [market.usdm]")
+        if bool(self.ws_url) != bool(self.rest_url):
+            raise SettingError("rest_url", "both of ws_url and rest_url, or none of them")
+        if bool(self.market) == bool(self.ws_url):
+            raise SettingError("market", "at least one table, such as [market.usdm], or ws_url and rest_url")
+
+    @property
+    def markets(self) -> dict[str, Market]:
+        """Return the endpoints by market name; that of a venue's only market is ""."""
+        return self.market or {"": Market(self.ws_url, self.rest_url)}

@@ -7,11 +7,17 @@ from recording import Capture
 from replay.alias import AliasPlay
 from replay.binance_capture import WRAPPER, BinanceCapture, symbols_of
 from replay.binance_market import Market
+from replay.binance_markets import MARKETS
 from replay.binance_numbers import Numbers, in_microseconds, shifted
 from replay.binance_rest import BinanceRest
 from replay.binance_session import BinanceSession
 from replay.script import Play, StraightPlay
 from replay.venue import Answer, Form, Refused, Session, Violation
+
+
+def stand_in(capture: Capture, n_aliases: int, seed: int) -> "BinanceStandIn":
+    """Return the stand-in of a capture of any of the three markets. Raises CaptureError."""
+    return BinanceStandIn(MARKETS[capture.market], capture, n_aliases, seed)
 
 
 class BinanceStandIn:
@@ -23,6 +29,7 @@ class BinanceStandIn:
 
     venue = "binance"
     protocol = "v1"
+    binary = False
 
     def __init__(self, market: Market, capture: Capture, n_aliases: int = 0, seed: int = 0) -> None:
         self.market = market.name

@@ -19,14 +19,15 @@ QUEUE_BYTES = 128 * 1024 * 1024
 _COUNTED = frozenset((Opcode.TEXT, Opcode.BINARY, Opcode.PING, Opcode.PONG))
 
 
-def text_frame(payload: bytes) -> bytes:
-    """Return the unmasked WebSocket text frame of `payload` (RFC 6455 section 5.2)."""
+def frame(payload: bytes, *, binary: bool = False) -> bytes:
+    """Return the unmasked WebSocket frame of `payload`, text or binary (RFC 6455 section 5.2)."""
+    opcode = 0x82 if binary else 0x81
     length = len(payload)
     if length < 126:
-        return b"\x81%c%b" % (length, payload)
+        return b"%c%c%b" % (opcode, length, payload)
     if length < 65_536:
-        return b"\x81\x7e%b%b" % (length.to_bytes(2), payload)
-    return b"\x81\x7f%b%b" % (length.to_bytes(8), payload)
+        return b"%c\x7e%b%b" % (opcode, length.to_bytes(2), payload)
+    return b"%c\x7f%b%b" % (opcode, length.to_bytes(8), payload)
 
 
 class Connection(ServerConnection):
@@ -41,7 +42,7 @@ class Connection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin with empty queues."""
-        self.opened_s = self.heard_s = time.monotonic()
+        self.opened_s = self.heard_s = self.spoke_s = time.monotonic()
         self.stalled = False
         self.room = asyncio.Event()
         self.room.set()
@@ -114,7 +115,7 @@ class Connection(ServerConnection):
     def process_event(self, event: Event) -> None:
         """Count the client's frames beside what the base class does with them."""
         if isinstance(event, Frame) and event.opcode in _COUNTED:
-            now_s = time.monotonic()
+            now_s = self.spoke_s = time.monotonic()
             if event.opcode is Opcode.PONG and (not self._pong_echoes or bytes(event.data) in self._pings):
                 self._pings.clear()
                 self.heard_s = now_s

@@ -11,17 +11,10 @@ from pathlib import Path
 import orjson
 import uvloop
 
-from recording import Capture, CaptureError, open_capture
-from replay.binance import BinanceStandIn
-from replay.binance_markets import MARKETS
+from recording import CaptureError, open_capture
 from replay.faults import FaultsError, read_faults
 from replay.server import Server
-from replay.venue import StandIn
-
-#: venue, market -> its stand-in: capture, number of aliases, seed
-STAND_INS: dict[tuple[str, str], Callable[[Capture, int, int], StandIn]] = {
-    ("binance", name): functools.partial(BinanceStandIn, market) for name, market in MARKETS.items()
-}
+from replay.stand_ins import stand_in_of
 
 #: with `--at-end close`, how long REST goes on answering after the end
 REST_AFTER_END_S = 10.0
@@ -62,7 +55,7 @@ def main(
         _check(speed, alias, at_end, lifetime_s)
         planned = read_faults(faults) if faults is not None else None
         capture = open_capture(paths, market)
-        standin = _stand_in(capture, alias, seed)
+        standin = stand_in_of(capture, alias, seed)
         marked = alias == 0 and capture.source != "sim"  # a recording of the simulated stays simulated
         server = functools.partial(
             Server, standin, speed, planned, seed, marked=marked, hold=hold, lifetime_s=lifetime_s
@@ -82,15 +75,6 @@ def _check(speed: float, alias: int, at_end: str, lifetime_s: float | None) -> N
         raise UsageError(f"--at-end: {at_end!r}; expected idle or close")
     if lifetime_s is not None and not lifetime_s > 0:
         raise UsageError(f"--lifetime: {lifetime_s}; expected seconds above 0")
-
-
-def _stand_in(capture: Capture, alias: int, seed: int) -> StandIn:
-    make = STAND_INS.get((capture.venue, capture.market))
-    if make is None:
-        known = ", ".join(" ".join(place).strip() for place in STAND_INS)
-        place = f"{capture.venue} {capture.market}".strip()
-        raise CaptureError(f"{capture.files[0]}: no stand-in for {place}; expected one of {known}")
-    return make(capture, alias, seed)
 
 
 async def _serve(make_server: Callable[[], Server], at_end: str, *, loop: bool) -> int:

@@ -1,6 +1,7 @@
 """The server under every stand-in: two ports on loopback, one clock, one walk through the recording."""
 
 import asyncio
+import functools
 import itertools
 import math
 import time
@@ -17,7 +18,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
 from replay.clock import Clock
-from replay.connection import Connection, text_frame
+from replay.connection import Connection, frame
 from replay.faults import Faults, FaultsFile
 from replay.script import Message
 from replay.venue import Answer, Form, Refused, StandIn, Violation
@@ -81,6 +82,7 @@ class Server:
         self.standin = standin
         rules = standin.rules
         self._rules = rules if lifetime_s is None else rules._replace(lifetime_s=lifetime_s)
+        self._frame = functools.partial(frame, binary=standin.binary)
         self._attempts = Attempts(rules.attempts_per_5min)
         self.clock = Clock(speed)
         self.messages = 0
@@ -179,9 +181,9 @@ class Server:
     def _deliver(self, stream: int, payloads: Sequence[bytes]) -> None:
         for form, connections in self._takers.get(stream, {}).items():
             for payload in payloads:
-                frame = text_frame(payload if form is None else form(payload))
+                framed = self._frame(payload if form is None else form(payload))
                 for connection in connections:
-                    connection.push(frame)
+                    connection.push(framed)
             self._dirty.update(connections)
 
     def _flush(self) -> None:
@@ -261,7 +263,7 @@ class Server:
             for connection in tuple(self._connections):
                 self._leave(connection)
                 for event in connection.session.farewell(now_ns):
-                    connection.push(text_frame(event))
+                    connection.push(self._frame(event))
                 connection.flush()
                 self._later(connection.close(1001, "maintenance"))
 
@@ -303,7 +305,7 @@ class Server:
         try:
             async for message in connection:
                 for answer in connection.session.receive(message):
-                    connection.push(text_frame(answer))
+                    connection.push(self._frame(answer))
                 connection.flush()
                 self._subscribed(connection)
         except Violation as violation:
@@ -353,13 +355,15 @@ class Server:
         rules = self._rules
         pinged_s: dict[Connection, float] = defaultdict(float)
         while True:
-            await asyncio.sleep(min(1.0, rules.ping_every_s / 2, rules.lifetime_s / 4))
+            await asyncio.sleep(min(1.0, rules.ping_every_s / 2, rules.idle_s / 4, rules.lifetime_s / 4))
             now_s = time.monotonic()
             for connection in self._connections:
                 if connection.stalled:
                     continue
                 if now_s - connection.opened_s >= rules.lifetime_s:
                     self._later(connection.close(1001, "connection lifetime reached"))
+                elif now_s - connection.spoke_s >= rules.idle_s:
+                    self._later(connection.close(1000, "idle"))
                 elif now_s - connection.heard_s >= rules.pong_within_s:
                     self._later(connection.close(1008, "pong timeout"))
                 elif now_s - max(pinged_s[connection], connection.opened_s) >= rules.ping_every_s:

@@ -1,6 +1,7 @@
 """What every stand-in offers to the server that carries it. One file per venue implements it."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import inf
 from typing import NamedTuple, Protocol
 
 from replay.script import Play
@@ -13,11 +14,12 @@ class Rules(NamedTuple):
     """A venue's limits on a connection."""
 
     messages_per_s: int  # from the client, ping and pong frames included
-    ping_every_s: float
-    pong_within_s: float
+    ping_every_s: float  # the server's own pings; infinite where it sends none
+    pong_within_s: float  # infinite where it waits for none
     lifetime_s: float
     pong_echoes: bool  # whether only a pong with the payload of a ping keeps the link alive
     attempts_per_5min: int | None  # handshakes of one client; None: no limit
+    idle_s: float = inf  # a connection whose client says nothing for so long is closed
 
 
 class Answer(NamedTuple):
@@ -68,6 +70,7 @@ class StandIn(Protocol):
     instruments: str  # "recorded" or "derived"
     streams: Sequence[str]  # names a feeder may ask for: those of the play, and REST answers by such a name
     rules: Rules
+    binary: bool  # whether its WebSocket frames are binary
     play: Play
     start_ns: int  # receive time of the recording's first message, since the epoch
 

@@ -77,9 +77,9 @@ def venue_settings(config: Path | None, environ: Mapping[str, str]) -> dict[str,
 def venue_urls(venues: Mapping[str, VenueSettings]) -> dict[str, str]:
     """Return the endpoints of the venues by what they are: `binance usdm REST`."""
     return {
-        f"{name} {market} {kind}": url
+        " ".join(filter(None, (name, market, kind))): url
         for name, settings in venues.items()
-        for market, urls in settings.market.items()
+        for market, urls in settings.markets.items()
         for kind, url in (("REST", urls.rest_url), ("ws", urls.ws_url))
     }
 

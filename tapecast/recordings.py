@@ -9,7 +9,7 @@ The messages go through the venue's own adapter; what it asks its venue for, the
 
 import asyncio
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
@@ -23,15 +23,15 @@ import numpy as np
 from feeder.batch import Batch, Request, VenueError
 from feeder.columns import lazily_zeroed
 from feeder.framing import DONE, NEED_ROOM, WRITER, frame_batch
-from feeder.main import MARKETS
+from feeder.markets import fed_venues, markets_of, speaking
 from feeder.settings import VenueSettings
-from feeder.venues.base import Adapter, Shared
+from feeder.venues.base import Adapter, Market, Shared
 from market_types.configuration import load
 from market_types.enums import Flag, MsgType
 from market_types.instruments import Instrument
 from market_types.venues import VENUES, Venue, partition
 from recording import Capture, CaptureError, open_capture
-from replay.main import STAND_INS
+from replay.stand_ins import replayed_venues, stand_in_of
 from replay.venue import Answer, Form, Session, StandIn
 from tapecast.captures import found
 from tapecast.defaults_folder import DEFAULTS
@@ -118,11 +118,12 @@ class CaptureReader:
     """
 
     def __init__(self, capture: Capture, settings: VenueSettings, max_datagram: int) -> None:
-        venue, market = VENUES[capture.venue], MARKETS[capture.venue][capture.market]
+        venue = VENUES[capture.venue]
         self.done = False
         self.alerts: list[tuple[str, str, str]] = []
         self._shared = Shared()
-        self._stand_in: StandIn = STAND_INS[capture.venue, capture.market](capture, 0, 0)
+        self._stand_in: StandIn = stand_in_of(capture)
+        market = speaking(markets_of(capture.venue)[capture.market], self._stand_in.protocol)
         self._pool = ThreadPoolExecutor(1)  # an event loop of its own: the caller may be in one
         self._calls = 0
         self._later: list[tuple[int, Line, Request]] = []
@@ -130,16 +131,13 @@ class CaptureReader:
         marks = Flag.SIM if capture.source == "sim" else Flag.REPLAY
         self._desk = Desk(venue, marks, max(1, start_ns // NS_PER_S), max_datagram)
         self._batch = self._desk.batch
-        listed = self._ask(market.instruments_request(), start_ns)
-        if listed.status != HTTPStatus.OK:
-            raise CaptureError(f"{capture.files[0]}: no list of instruments: HTTP {listed.status}")
         instruments = [
             msgspec.structs.replace(
                 instrument,
                 symbol_id=(venue.venue_id << 20) + number,
                 channel=partition(venue, instrument.kind, instrument.symbol, settings.n_channels),
             )
-            for number, instrument in enumerate(market.instruments(listed.body), 1)
+            for number, instrument in enumerate(self._listed(market, capture.files[0]), 1)
         ]
         self._out: list[Item] = [
             SessionBegin(channel, max(1, start_ns // NS_PER_S))
@@ -189,6 +187,21 @@ class CaptureReader:
         """Read no further."""
         self.done = True
         self._pool.shutdown()
+
+    def _listed(self, market: Market, file: Path) -> list[Instrument]:
+        """Return the instruments that the venue lists. Raises CaptureError where it does not."""
+        requests = deque(market.instruments_requests())
+        bodies: list[bytes] = []
+        while requests:
+            request = requests.popleft()
+            listed = self._ask(request, self._stand_in.start_ns)
+            if listed.status != HTTPStatus.OK:
+                raise CaptureError(f"{file}: no list of instruments: HTTP {listed.status}")
+            bodies.append(listed.body)
+            following = market.next_page(request, listed.body)
+            if following is not None:
+                requests.appendleft(following)
+        return market.instruments(bodies)
 
     def _routes(self) -> dict[int, list[tuple[Line, Form]]]:
         """Return which connections carry a stream, and in which form."""
@@ -282,10 +295,9 @@ def recording(
     given = [Path(path)] if isinstance(path, str | Path) else [Path(one) for one in path]
     paths = found(given, os.environ)
     capture = open_capture(paths, market)
-    place = capture.venue, capture.market
-    if place not in STAND_INS or capture.venue not in MARKETS or capture.market not in MARKETS[capture.venue]:
-        known = ", ".join(" ".join(one).strip() for one in STAND_INS)
-        raise CaptureError(f"{paths[0]}: no adapter for {' '.join(place).strip()}; expected one of {known}")
+    known = [name for name in fed_venues() if name in replayed_venues()]
+    if capture.venue not in known:
+        raise CaptureError(f"{paths[0]}: no adapter for {capture.venue}; expected one of {', '.join(known)}")
     folder = Path(config) if config is not None else None
     kind = "stock" if VENUES[capture.venue].stocks else "crypto"
     file = f"feeder/{kind}/{capture.venue}"

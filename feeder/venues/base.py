@@ -6,14 +6,20 @@ from typing import Protocol
 
 import msgspec
 
-from feeder.batch import Batch, Request
+from feeder.batch import Batch, OutOfRange, Request, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.trade_ids import TradeIds
+from market_types.enums import ClearReason
 from market_types.instruments import Instrument
 from market_types.venues import Venue
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
+
+
+def reason_of(error: VenueError) -> ClearReason:
+    """Return why something had to be left out."""
+    return ClearReason.ENCODE_RANGE if isinstance(error, OutOfRange) else ClearReason.VENUE_RESYNC
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -119,11 +125,14 @@ class Market(Protocol):
     name: str
     limits: Limits
 
-    def instruments_request(self) -> Request:
-        """Return the REST call for the list of instruments."""
+    def instruments_requests(self) -> list[Request]:
+        """Return the REST calls for the first pages of the list of instruments."""
 
-    def instruments(self, body: bytes) -> list[Instrument]:
-        """Return the instruments in an answer to it, without numbers and channels. Raises VenueError."""
+    def next_page(self, request: Request, body: bytes) -> Request | None:
+        """Return the call for the page behind `body`, None behind the last one. Raises VenueError."""
+
+    def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
+        """Return the instruments of all pages, without numbers and channels. Raises VenueError."""
 
     def volumes_request(self) -> Request:
         """Return the REST call for 24 h volumes."""

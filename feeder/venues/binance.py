@@ -20,12 +20,13 @@ One adapter for the three: what differs stands in `binance_markets` (terms, rout
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
+import orjson
+
 from feeder.batch import Batch, Request, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues import binance_markets
 from feeder.venues.base import NS_PER_MS, NS_PER_S, Adapter, Plan, Shared
 from feeder.venues.binance_books import Book, Books
-from feeder.venues.binance_ledger import Ledger
 from feeder.venues.binance_markets import COINM, SPOT, USDM, Terms, pair_of, stranger
 from feeder.venues.binance_messages import (
     DECODE_ERRORS,
@@ -51,6 +52,7 @@ from feeder.venues.binance_messages import (
 )
 from feeder.venues.binance_stats import Statistics
 from feeder.venues.binance_trades import TradeChain, Trades
+from feeder.venues.ledger import Ledger, Method
 from feeder.venues.trade_ids import TradeIds
 from feeder.venues.watch import Silence, Watch, Watchdog
 from market_types.instruments import Instrument
@@ -88,7 +90,7 @@ class BinanceAdapter:
         self._shared = shared
         self._count = shared.counters
         self._instruments = {instrument.symbol: instrument for instrument in plan.instruments}
-        self._ledger = Ledger(self.terms.limits.messages_per_s // 2)
+        self._ledger = Ledger(_request, per_s=self.terms.limits.messages_per_s // 2)
         self._watchdog = Watchdog()
         self._refused: list[tuple[str, Refusal]] = []  # streams to tell of
         self._silent = False  # another connection publishes
@@ -276,10 +278,13 @@ class BinanceAdapter:
 
     def _reply(self, reply: Reply, message: bytes, ts_recv_ns: int) -> None:
         """Settle the ledger: an acknowledgement, or a refusal."""
-        outcome = self._ledger.settle(reply)
+        refusal = reply.refusal
+        outcome = self._ledger.settle(reply.id, refused=refusal is not None)
         self._watchdog.acked(outcome.flowing, ts_recv_ns)
-        if reply.refusal is not None:
-            self._refused += [(stream, reply.refusal) for stream in outcome.refused]
+        if refusal is not None:
+            if outcome.unasked:
+                raise VenueError(f"request: refused with {refusal.code} {refusal.msg!r}")
+            self._refused += [(stream, refusal) for stream in outcome.refused]
         elif reply.id is None:
             raise VenueError(f"message: neither data nor acknowledgement: {message[:120]!r}")
 
@@ -308,6 +313,10 @@ class BinanceAdapter:
         self._books.end_hand_over()
         self._trades.end_hand_over()
         self._stats.end_hand_over()
+
+
+def _request(method: Method, streams: Sequence[str], number: int) -> bytes:
+    return orjson.dumps({"method": method, "params": list(streams), "id": number})
 
 
 class SpotAdapter(BinanceAdapter):
@@ -342,14 +351,18 @@ class BinanceMarket:
         self.name = self.terms.name
         self.limits = self.terms.limits
 
-    def instruments_request(self) -> Request:
+    def instruments_requests(self) -> list[Request]:
         """Return the call for exchangeInfo."""
         path = f"{self.terms.prefix}/exchangeInfo{self.terms.list_query}"
-        return Request(path, weight=self.terms.list_weight, priority=0, key="exchangeInfo")
+        return [Request(path, weight=self.terms.list_weight, priority=0, key="exchangeInfo")]
 
-    def instruments(self, body: bytes) -> list[Instrument]:
+    def next_page(self, request: Request, body: bytes) -> Request | None:  # noqa: ARG002  (one page holds all)
+        """Return None: the list has one page."""
+        return None
+
+    def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
         """Return all instruments the venue lists, whatever their status. Raises VenueError."""
-        return binance_markets.instruments(self.terms, body)
+        return [one for body in bodies for one in binance_markets.instruments(self.terms, body)]
 
     def volumes_request(self) -> Request:
         """Return the call for ticker/24hr."""

@@ -9,8 +9,8 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from feeder.batch import Batch, OutOfRange, Request, VenueError
-from feeder.venues.base import NS_PER_MS, NS_PER_S
+from feeder.batch import Batch, Request, VenueError
+from feeder.venues.base import NS_PER_MS, NS_PER_S, reason_of
 from feeder.venues.binance_markets import Terms, stranger
 from feeder.venues.binance_messages import Depth, Snapshot, SpotDepth, decoder
 from feeder.venues.watch import Watch
@@ -302,11 +302,6 @@ class Books:
         for book in self._books.values():
             if book.state == RESUMING:
                 book.state = LIVE
-
-
-def reason_of(error: VenueError) -> ClearReason:
-    """Return why something had to be left out."""
-    return ClearReason.ENCODE_RANGE if isinstance(error, OutOfRange) else ClearReason.VENUE_RESYNC
 
 
 def _hold(events: Events, event: Depth | SpotDepth, ts_recv_ns: int) -> None:

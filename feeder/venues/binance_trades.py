@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 from feeder.batch import Batch, Request, VenueError
-from feeder.venues.base import NS_PER_MS, NS_PER_S
-from feeder.venues.binance_books import reason_of
+from feeder.venues.base import NS_PER_MS, NS_PER_S, reason_of
 from feeder.venues.binance_markets import Terms, stranger
 from feeder.venues.binance_messages import AggTrade, PastAggTrade, PastTrade, Trade, decoder, fills
 from feeder.venues.trade_ids import Hole, TradeIds

@@ -18,7 +18,7 @@ from market_types.instruments import Instrument
 from market_types.venues import VENUES, partition
 from recording.capture import open_capture
 from recording.events import Received
-from replay.main import STAND_INS
+from replay.stand_ins import stand_in_of
 from replay.venue import StandIn
 from tapecast.bench.figures import BenchError, Skipped
 from tapecast.captures import folders
@@ -72,8 +72,8 @@ class Recording:
     def __init__(self, folder: Path, market: str, name: str) -> None:
         self.path = folder / name
         self.market = market
-        if market not in MARKETS or (VENUE, market) not in STAND_INS:
-            raise Skipped(f"{VENUE} {market} has no adapter and stand-in yet")
+        if market not in MARKETS:
+            raise Skipped(f"{VENUE} {market} has no adapter")
         if not self.path.exists():
             raise Skipped(f"{name}: not among the recordings")
         self.name = self.path.name.partition(".")[0]
@@ -116,7 +116,7 @@ class Recording:
     def instruments(self) -> list[Instrument]:
         """Return the instruments, numbered from 1."""
         market = MARKETS[self.market]
-        listed = market.instruments(self.answer(market.instruments_request().path))
+        listed = market.instruments([self.answer(call.path) for call in market.instruments_requests()])
         n_channels = len(VENUES[VENUE].channels)
         return [
             msgspec.structs.replace(
@@ -162,4 +162,4 @@ class Recording:
 
     @cached_property
     def _stand_in(self) -> StandIn:
-        return STAND_INS[VENUE, self.market](open_capture([self.path]), 0, 0)
+        return stand_in_of(open_capture([self.path]))

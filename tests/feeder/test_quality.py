@@ -79,7 +79,7 @@ def load(folder: Path, market: str, name: str) -> Tape:
         if isinstance(event, Received) and b"@kline" not in event.payload:
             messages.append((event.ts_recv_ns, event.payload))
         elif isinstance(event, Response) and "exchangeInfo" in event.url:
-            listed = MARKETS[market].instruments(event.body)
+            listed = MARKETS[market].instruments([event.body])
         elif isinstance(event, Response):
             snapshots[event.url.partition("symbol=")[2].partition("&")[0]] = event.body
     known = {instrument.symbol: instrument for instrument in listed}

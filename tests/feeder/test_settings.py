@@ -40,7 +40,7 @@ def test_binance_file_shows_the_defaults() -> None:
     }
     assert len(set(settings.symbols)) == len(settings.symbols) == 12
     text = (ROOT / "config/feeder/crypto/binance.toml").read_text()
-    for key in set(VenueSettings.__struct_fields__) - {"market", "quality"}:
+    for key in set(VenueSettings.__struct_fields__) - {"market", "ws_url", "rest_url", "quality"}:
         assert f"\n{key} = " in text, key
 
 
@@ -65,7 +65,9 @@ def test_what_is_left_out_has_a_default(tmp_path: Path) -> None:
     ("text", "said"),
     [
         (MINIMAL.replace('["*"]', "[]"), r"symbols = \[\]: expected `array` of length >= 1"),
-        ('symbols = ["*"]', "market is missing"),
+        ('symbols = ["*"]', r"market = .*: expected .* or ws_url and rest_url"),
+        ('symbols = ["*"]\nws_url = "wss://x"', "rest_url = '': expected both"),
+        ('ws_url = "wss://x"\nrest_url = "https://x"\n' + MINIMAL, "market = .*: expected at least one"),
         (
             'symbols = ["*"]\nmarket = {}',
             r"market = {}: expected at least one table, such as \[market.usdm\]",

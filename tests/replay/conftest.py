@@ -17,8 +17,8 @@ from websockets.exceptions import ConnectionClosed
 from recording import open_capture
 from replay.binance import BinanceStandIn
 from replay.faults import read_faults
-from replay.main import STAND_INS
 from replay.server import Server
+from replay.stand_ins import stand_in_of
 
 SMALL = "binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz"
 
@@ -109,7 +109,7 @@ def run(small: Path, tmp_path: Path) -> Callable[..., Any]:
             (tmp_path / "faults.toml").write_text(faults)
             file = read_faults(tmp_path / "faults.toml")
         capture = open_capture(paths or [small])
-        standin = STAND_INS[capture.venue, capture.market](capture, alias, 0)
+        standin = stand_in_of(capture, alias, 0)
         prepare(standin)
 
         @contextlib.asynccontextmanager

@@ -10,7 +10,7 @@ import pytest
 from recording import open_capture
 from replay.binance import BinanceStandIn
 from replay.binance_numbers import in_microseconds, shifted
-from replay.main import STAND_INS
+from replay.stand_ins import stand_in_of
 
 FILES = {
     "spot": "binance_spot/20210405_BINANCE-b38f7c.0.gz",
@@ -23,7 +23,7 @@ EVERY = pytest.mark.parametrize("market", FILES)
 
 def opened(recordings: Path, market: str) -> Any:
     capture = open_capture([recordings / FILES[market]])
-    return STAND_INS["binance", market](capture, 0, 0)
+    return stand_in_of(capture, 0, 0)
 
 
 def played(standin: BinanceStandIn, symbol: str, messages: int) -> Iterator[tuple[int, bytes]]:
@@ -85,7 +85,7 @@ def test_order_numbers_of_old_spot_trades_stay(tmp_path: Path, recordings: Path)
     folder = tmp_path / "binance_spot"
     folder.mkdir()
     (folder / "a.jsonl").write_text(lines[0])
-    standin: Any = STAND_INS["binance", "spot"](open_capture([folder]), 0, 0)
+    standin: Any = stand_in_of(open_capture([folder]), 0, 0)
     standin.restart_numbers([0])
     ((_, text),) = played(standin, "bnbbtc", 1)
     assert orjson.loads(standin.renumbered(0, text))["data"] == {**orjson.loads(lines[0])["data"], "t": 1}
@@ -100,7 +100,7 @@ def test_partial_books_of_spot(tmp_path: Path, recordings: Path) -> None:
     folder = tmp_path / "binance_spot"
     folder.mkdir()
     (folder / "a.jsonl").write_text("\n".join([depth[0], partial, depth[1], partial]))
-    standin: Any = STAND_INS["binance", "spot"](open_capture([folder]), 0, 0)
+    standin: Any = stand_in_of(open_capture([folder]), 0, 0)
     assert list(standin.play.names) == ["gntbtc@depth", "gntbtc@depth5"]
     standin.play.take()
     standin.restart_numbers([0, 1])
@@ -116,7 +116,7 @@ def test_best_prices_alone_count_from_1(tmp_path: Path, recordings: Path) -> Non
     folder = tmp_path / "binance_coinm"
     folder.mkdir()
     (folder / "a.jsonl").write_text(next(line for line in lines if "bnbusd_perp@bookTicker" in line))
-    standin: Any = STAND_INS["binance", "coinm"](open_capture([folder]), 0, 0)
+    standin: Any = stand_in_of(open_capture([folder]), 0, 0)
     standin.restart_numbers([0])
     ((_, text),) = played(standin, "bnbusd_perp", 1)
     assert orjson.loads(standin.renumbered(0, text))["data"]["u"] == 1

@@ -15,7 +15,7 @@ import pytest
 
 from recording import Received, Response, open_capture
 from replay.binance import BinanceStandIn
-from replay.main import STAND_INS
+from replay.stand_ins import stand_in_of
 
 Run = Callable[..., Any]
 
@@ -87,7 +87,7 @@ def decimal_depth(answer: dict[str, Any]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", CAPTURES)
 def test_every_capture(recordings: Path, name: str) -> None:
     capture = open_capture([recordings / file for file in CAPTURES[name]])
-    standin: Any = STAND_INS[capture.venue, capture.market](capture, 0, 0)
+    standin: Any = stand_in_of(capture, 0, 0)
     market = standin.market
     assert name.startswith(market)
     snapshots: dict[str, Any] = {}
@@ -221,7 +221,7 @@ def polled(recordings: Path, tmp_path: Path) -> Callable[[str], BinanceStandIn]:
         folder.mkdir()
         (folder / "capture.ws.1.0").write_text("\n".join(rows))
         capture = open_capture([folder])
-        return STAND_INS["binance", capture.market](capture, alias, 5)
+        return stand_in_of(capture, alias, 5)
 
     return make
 
@@ -264,7 +264,7 @@ def test_a_clone_s_answers_are_those_of_its_own_time(polled: Callable[..., Binan
 
 def opened(recordings: Path, name: str, alias: int = 0) -> Any:
     capture = open_capture([recordings / file for file in CAPTURES[name]])
-    return STAND_INS[capture.venue, capture.market](capture, alias, 0)
+    return stand_in_of(capture, alias, 0)
 
 
 @pytest.mark.parametrize("name", ["spot-20211012", "usdm-20210722", "coinm-20210722"])
@@ -376,7 +376,7 @@ def test_a_book_whose_recording_has_a_hole(recordings: Path, tmp_path: Path, cap
     del lines[depth[40]]
     (folder / "holed.ws.1.0").write_text("\n".join(lines))
     (folder / "holed.http.0.0").write_text(http)
-    standin: Any = STAND_INS["binance", "usdm"](open_capture([folder]), 0, 0)
+    standin: Any = stand_in_of(open_capture([folder]), 0, 0)
     ask(standin, "depth", symbol="CTKUSDT", limit=1000)
     while standin.play.next_ns() is not None:
         standin.play.take()

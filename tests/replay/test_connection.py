@@ -3,10 +3,11 @@
 import pytest
 from websockets.frames import Frame, Opcode
 
-from replay.connection import text_frame
+from replay.connection import frame
 
 
 @pytest.mark.parametrize("length", [0, 1, 125, 126, 65_535, 65_536, 70_000])
-def test_text_frame_is_the_library_s(length: int) -> None:
+def test_frame_is_the_library_s(length: int) -> None:
     payload = b"x" * length
-    assert text_frame(payload) == Frame(Opcode.TEXT, payload).serialize(mask=False)
+    assert frame(payload) == Frame(Opcode.TEXT, payload).serialize(mask=False)
+    assert frame(payload, binary=True) == Frame(Opcode.BINARY, payload).serialize(mask=False)

@@ -15,7 +15,7 @@ from websockets.protocol import State
 from recording import Received, open_capture
 from replay.binance import BinanceStandIn
 from replay.binance_markets import USDM
-from replay.connection import text_frame
+from replay.connection import frame
 from replay.venue import Rules
 
 Run = Callable[..., Any]
@@ -148,7 +148,7 @@ def test_a_slow_reader_loses_nothing_unpaced(run: Run, recordings: Path) -> None
     paths = [recordings / f"binance_usdm/hftb_btcusdt_202407{day}.jsonl.gz" for day in (18, 19)]
     messages = [event.payload for event in open_capture(paths).events() if isinstance(event, Received)]
     bare = (message[message.index(b'"data":') + 7 : -1] for message in messages)
-    total = sum(len(text_frame(message)) for message in bare)
+    total = sum(len(frame(message)) for message in bare)
 
     async def scenario(stand: Any) -> None:
         target = "/public/ws/" + "/".join(stand.streams)

@@ -49,7 +49,7 @@ def fed(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Inst
         if isinstance(event, Response) and "exchangeInfo" in event.url
     )
     registry = SymbolRegistry(tmp_path_factory.mktemp("symbols"), VENUES["binance"])
-    return numbered(MARKETS["usdm"].instruments(body), registry, 8)
+    return numbered(MARKETS["usdm"].instruments([body]), registry, 8)
 
 
 def test_an_entry_says_what_the_wire_says_of_the_instrument() -> None:

@@ -35,7 +35,7 @@ def listed(recordings: Path, market: str, name: str) -> dict[str, Instrument]:
         for event in capture.events()
         if isinstance(event, Response) and "exchangeInfo" in event.url
     )
-    return {entry.symbol: entry for entry in MARKETS[market].instruments(body)}
+    return {entry.symbol: entry for entry in MARKETS[market].instruments([body])}
 
 
 # ------------------------------------------------------------------ instruments
@@ -102,7 +102,7 @@ def test_the_venue_s_words_for_a_status(bench: Any, words: str, status: Instrume
             ],
         }  # fmt: skip
         for market, key in ((Spot(), "status"), (Usdm(), "status"), (Coinm(), "contractStatus")):
-            (known,) = market.instruments(json.dumps({"symbols": [entry | {key: word}]}).encode())
+            (known,) = market.instruments([json.dumps({"symbols": [entry | {key: word}]}).encode()])
             assert known.status == status
 
 
@@ -120,14 +120,14 @@ def test_the_venue_s_words_for_a_status(bench: Any, words: str, status: Instrume
 def test_a_list_that_is_none_is_refused(body: bytes) -> None:
     for market in MARKETS.values():
         with pytest.raises(VenueError, match="exchangeInfo"):
-            market.instruments(body)
+            market.instruments([body])
 
 
 def test_requests_and_their_weights() -> None:
     asked = {
         name: [(request.path, request.weight) for request in requests]
         for name, requests in (
-            (name, (market.instruments_request(), market.volumes_request()))
+            (name, (*market.instruments_requests(), market.volumes_request()))
             for name, market in MARKETS.items()
         )
     }
