@@ -1,7 +1,6 @@
 """A recording as the venue: `tapecast replay` as a child that dies with this process."""
 
 import asyncio
-import ctypes
 import signal
 import sys
 from collections.abc import Sequence
@@ -9,7 +8,8 @@ from pathlib import Path
 
 import msgspec
 
-PR_SET_PDEATHSIG = 1
+from market_types.processes import dies_with_parent
+
 READY_DEADLINE_S = 60.0
 
 
@@ -31,10 +31,6 @@ class StandInError(Exception):
     def __init__(self, exit_code: int) -> None:
         super().__init__(f"the stand-in did not start: exit code {exit_code}; it says why above")
         self.exit_code = exit_code if exit_code in (1, 2) else 1
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class StandIn:
@@ -76,7 +72,7 @@ class StandIn:
                 command += [flag, str(value)]
         process = await asyncio.create_subprocess_exec(
             *command, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE,
-            preexec_fn=_die_with_parent, limit=16 * 2**20,
+            preexec_fn=dies_with_parent(signal.SIGKILL), limit=16 * 2**20,
         )  # fmt: skip
         assert process.stdout is not None
         try:

@@ -210,6 +210,28 @@ def keeper(*, config: Path | None = None) -> int:
 
 
 @app.command
+def up(
+    *,
+    config: Path | None = None,
+    limited: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Run everything of this host: the keeper and the feeders that up.toml names, started again if they end.
+
+    Example:  tapecast up --limited
+
+    Parameters
+    ----------
+    config
+        Folder of the TOML files.
+    limited
+        At most 10 symbols a category in every feeder, as LIMITED_MODE=true.
+    """
+    from tapecast.daemons import run_up
+
+    return run_up(config, limited=limited)
+
+
+@app.command
 def listen(
     *,
     venue: str | None = None,

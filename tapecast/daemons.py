@@ -163,6 +163,15 @@ def run_keeper(config: Path | None) -> int:
     return guarded(lambda: run(Options(config=config), os.environ, DEFAULTS))
 
 
+def run_up(config: Path | None, *, limited: bool) -> int:
+    """Run `tapecast up`."""
+    import uvloop
+
+    from tapecast.up import run
+
+    return guarded(lambda: uvloop.run(run(config, os.environ, limited=limited)))
+
+
 def run_listen(options: "WireOptions", types: Sequence[str], count: int | None, *, as_json: bool) -> int:
     """Run `tapecast listen`."""
     from tapecast.commands import listen

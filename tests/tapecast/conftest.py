@@ -58,17 +58,21 @@ class Process:
             self.popen.wait()
 
 
+PORTS = ("PORT", "SPIN", "RECOVERY_PORT")
+
+
 class Stage:
     """Ports, state and shared memory of one test's own."""
 
-    def __init__(self, folder: Path, shm: Path, port: int) -> None:
+    def __init__(self, folder: Path, shm: Path, ports: list[int]) -> None:
         self.folder = folder
         self.environ = {
             **os.environ,
             "TAPECAST_STATE": str(folder / "state"),
             "TAPECAST_SHM": str(shm),
-            "TAPECAST__MULTICAST__PORT_CRYPTO": str(port),
         }
+        names = [f"TAPECAST__MULTICAST__{name}_{kind}" for name in PORTS for kind in ("CRYPTO", "STOCKS")]
+        self.environ.update(zip(names, map(str, ports), strict=True))
         self.shm = shm
         self.processes: list[Process] = []
 
@@ -98,7 +102,7 @@ def stage(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Iterator[An
     import shutil
 
     shm = Path(os.environ["TAPECAST_SHM"]) / tmp_path.name
-    made = Stage(tmp_path, shm, free_ports(1)[0])
+    made = Stage(tmp_path, shm, free_ports(2 * len(PORTS)))
     yield made
     for process in made.processes:
         process.stop()

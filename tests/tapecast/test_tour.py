@@ -64,7 +64,9 @@ def test_every_help_shows_an_example_that_fits_a_terminal(name: str) -> None:
 
 
 #: what an example does on a host where nothing else runs: its exit code; None = it runs until it is stopped
-ENDS = {"status": 1, "instruments": 1} | dict.fromkeys(("doctor", "replay", "keeper", "feeder", "record"))
+ENDS = {"status": 1, "instruments": 1} | dict.fromkeys(
+    ("doctor", "replay", "keeper", "feeder", "record", "up")
+)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("bench", "tape")])
