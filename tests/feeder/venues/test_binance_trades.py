@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder.batch import VenueError
-from feeder.venues.binance_trades import MAX_HOLE
+from feeder.venues.trade_chains import MAX_HOLE
 from market_types.enums import ClearReason, Flag, GapState, GapStream, MsgType
 from udp_protocol.payloads import decode
 
