@@ -29,7 +29,6 @@ from feeder.venues.base import NS_PER_MS, NS_PER_S, Adapter, Plan, Shared
 from feeder.venues.binance_books import Book, Books
 from feeder.venues.binance_markets import COINM, SPOT, USDM, Terms, pair_of, stranger
 from feeder.venues.binance_messages import (
-    DECODE_ERRORS,
     AggTrade,
     BookTicker,
     Depth,
@@ -48,10 +47,10 @@ from feeder.venues.binance_messages import (
     Trade,
     decode_message,
     decode_spot_message,
-    malformed,
 )
 from feeder.venues.binance_stats import Statistics
 from feeder.venues.binance_trades import TradeChain, Trades
+from feeder.venues.decoding import DECODE_ERRORS, malformed
 from feeder.venues.ledger import Ledger, Method
 from feeder.venues.trade_ids import TradeIds
 from feeder.venues.watch import Silence, Watch, Watchdog

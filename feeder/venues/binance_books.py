@@ -12,7 +12,8 @@ from typing import Final
 from feeder.batch import Batch, Request, VenueError
 from feeder.venues.base import NS_PER_MS, NS_PER_S, reason_of
 from feeder.venues.binance_markets import Terms, stranger
-from feeder.venues.binance_messages import Depth, Snapshot, SpotDepth, decoder
+from feeder.venues.binance_messages import Depth, Snapshot, SpotDepth
+from feeder.venues.decoding import decoder
 from feeder.venues.watch import Watch
 from market_types.enums import ClearReason, GapState, GapStream
 from market_types.instruments import Instrument

@@ -13,7 +13,8 @@ import msgspec
 from feeder.batch import VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.base import Limits, Plan
-from feeder.venues.binance_messages import NS_PER_MS, DayVolume, ExchangeInfo, Listed, decoder
+from feeder.venues.binance_messages import NS_PER_MS, DayVolume, ExchangeInfo, Listed
+from feeder.venues.decoding import decoder
 from market_types.configuration import SettingError
 from market_types.decimals import parse
 from market_types.enums import InstrumentStatus, MarketKind

@@ -5,12 +5,9 @@ Source: the venue's documents as of 2026-11, and what the recordings say where t
 two futures markets share one engine: 1 USD-M, 2 COIN-M.
 """
 
-from collections.abc import Callable
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import msgspec
-
-from feeder.batch import VenueError
 
 NS_PER_MS = 1_000_000
 
@@ -328,11 +325,6 @@ class ExchangeInfo(msgspec.Struct):
 
 # ------------------------------------------------------------------ decoding
 
-T = TypeVar("T")
-
-#: what decoding may raise
-DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
 _QUOTE_STREAM = b'@bookTicker"'
 _STREAM_NAME_ENDS = 96  # bytes into a message: it begins with the name
 
@@ -346,24 +338,6 @@ def decode_spot_message(message: bytes) -> SpotMessage | SpotQuoteMessage:
     if _QUOTE_STREAM in message[:_STREAM_NAME_ENDS]:
         return _decode_spot_quote(message)
     return _decode_spot_other(message)
-
-
-def malformed(what: str, text: bytes, error: Exception) -> VenueError:
-    """Return the error that stands for a decoding error."""
-    return VenueError(f"{what}: {error}: {text[:120]!r}")
-
-
-def decoder(kind: type[T], what: str) -> Callable[[bytes], T]:
-    """Return a function that reads one `kind`. It raises VenueError, which begins with `what`."""
-    decode = msgspec.json.Decoder(kind).decode
-
-    def read(text: bytes) -> T:
-        try:
-            return decode(text)
-        except DECODE_ERRORS as error:
-            raise malformed(what, text, error) from error
-
-    return read
 
 
 def fills(first: int, last: int) -> int:

@@ -13,8 +13,8 @@ from feeder.venues.binance_messages import (
     MarkPrice,
     OpenInterest,
     Ticker,
-    decoder,
 )
+from feeder.venues.decoding import decoder
 from feeder.venues.watch import Watch
 from market_types.enums import Aggressor, StatKind
 from market_types.instruments import Instrument

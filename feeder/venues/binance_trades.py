@@ -14,7 +14,8 @@ from feeder.batch import Batch, Request
 from feeder.venues import trade_chains
 from feeder.venues.base import NS_PER_MS
 from feeder.venues.binance_markets import Terms, stranger
-from feeder.venues.binance_messages import AggTrade, PastAggTrade, PastTrade, Trade, decoder, fills
+from feeder.venues.binance_messages import AggTrade, PastAggTrade, PastTrade, Trade, fills
+from feeder.venues.decoding import decoder
 from feeder.venues.trade_chains import KNOWN, TradeChains
 from feeder.venues.trade_ids import TradeIds
 from feeder.venues.watch import Watch

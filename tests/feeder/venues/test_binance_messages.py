@@ -27,9 +27,9 @@ from feeder.venues.binance_messages import (
     Trade,
     decode_message,
     decode_spot_message,
-    decoder,
     fills,
 )
+from feeder.venues.decoding import decoder
 
 KINDS = {
     "depthUpdate": Depth, "bookTicker": BookTicker, "trade": Trade, "aggTrade": AggTrade,
