@@ -116,16 +116,25 @@ class TradeChains(Generic[Chain, Said]):
             chain.asked = range(0)
             out.gap(chain.instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.LOST, -1, -1)
         elif hole is not None:
-            hole.reason = reason
-            self._count["trade_gaps"] += 1
-            self._lost(chain, ids.forget(), ts_recv_ns, out)
-            if len(hole) > MAX_HOLE:
-                hole.open = False
-                self._lost(chain, (hole,), ts_recv_ns, out)
-            else:
-                self._report(chain, hole, GapState.OPEN, ts_recv_ns, out)
-                self._ask(chain, ts_recv_ns, out)
+            self._missing(chain, hole, reason, ts_recv_ns, out)
         return _NO_FLAGS
+
+    def behind(self, chain: Chain, trade_id: int, ts_recv_ns: int, out: Batch) -> None:
+        """Miss all up to a trade, above the last one, that the venue tells of otherwise."""
+        hole = chain.ids.behind(trade_id, chain.ids.last_ns)
+        self._missing(chain, hole, ClearReason.VENUE_SEQ_GAP, ts_recv_ns, out)
+
+    def _missing(self, chain: Chain, hole: Hole, reason: ClearReason, ts_recv_ns: int, out: Batch) -> None:
+        """Report a new hole and ask for it; one that is too great is lost at once."""
+        hole.reason = reason
+        self._count["trade_gaps"] += 1
+        self._lost(chain, chain.ids.forget(), ts_recv_ns, out)
+        if len(hole) > MAX_HOLE:
+            hole.open = False
+            self._lost(chain, (hole,), ts_recv_ns, out)
+        else:
+            self._report(chain, hole, GapState.OPEN, ts_recv_ns, out)
+            self._ask(chain, ts_recv_ns, out)
 
     def publish(self, chain: Chain, said: Said, flags: int, ts_recv_ns: int, out: Batch) -> None:
         """Append one trade, or tell that it is lost. Raises VenueError."""

@@ -78,6 +78,12 @@ class TradeIds:
         hole = self.take(trade_id)
         return (self.LATE, hole) if hole is not None else (self.KNOWN, None)
 
+    def behind(self, trade_id: int, ts_event_ns: int) -> Hole:
+        """Take note that the venue has come to a trade above `last` unheard; return the hole."""
+        self.holes.append(Hole(self.last + 1, trade_id + 1, self.last_ns, ts_event_ns))
+        self.last, self.last_ns = trade_id, ts_event_ns
+        return self.holes[-1]
+
     def take(self, trade_id: int) -> Hole | None:
         """Strike a trade that came after all; return the hole it lay in, None if it was not missing."""
         at = bisect_right(self.holes, trade_id, key=lambda hole: hole.start) - 1
