@@ -87,14 +87,17 @@ class Ledger:
                 late += 1
         return late
 
-    def settle(self, number: int | None, *, refused: bool = False) -> Outcome:
-        """Close the request of that number. One that is refused as a whole is asked again in halves."""
+    def settle(self, number: int | None, *, refused: bool = False, culprit: str = "") -> Outcome:
+        """Close the request of that number. One that is refused as a whole is asked again in halves.
+
+        culprit  the stream that the venue names as the reason: the rest is asked again without it
+        """
         asked = self._open.pop(number, None) if number is not None else None
         outcome = Outcome(unasked=True)
         if asked is not None and asked.method == "UNSUBSCRIBE":
             outcome = Outcome(unasked=refused)
         elif asked is not None:
-            outcome = self._split(asked) if refused else Outcome(flowing=asked.streams)
+            outcome = self._split(asked, culprit) if refused else Outcome(flowing=asked.streams)
         self._note()
         return outcome
 
@@ -118,7 +121,12 @@ class Ledger:
         self._note()
         return Outcome(known, unknown, unasked=not (known or unknown))
 
-    def _split(self, asked: Asked) -> Outcome:
+    def _split(self, asked: Asked, culprit: str) -> Outcome:
+        if culprit in asked.streams:
+            rest = [stream for stream in asked.streams if stream != culprit]
+            if rest:
+                self._waiting.append(Asked("SUBSCRIBE", rest))
+            return Outcome(refused=(culprit,))
         middle = (len(asked.streams) + 1) // 2
         if middle == len(asked.streams):
             return Outcome(refused=asked.streams)

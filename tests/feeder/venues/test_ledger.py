@@ -130,3 +130,21 @@ def test_bad_streams_are_found_and_the_rest_flows(n_streams: int, data: st.DataO
     assert sorted(venue.refused) == sorted(unknown)
     assert sorted(venue.flowing) == sorted(set(streams) - unknown)
     assert venue.requests <= math.ceil(n_streams / STREAMS_PER_REQUEST) + 2 * len(unknown) * 9
+
+
+def test_the_stream_that_the_venue_names_is_taken_out_and_the_rest_asked_again_at_once() -> None:
+    ledger = new_ledger(10)
+    ledger.ask("SUBSCRIBE", ["a", "bad", "b", "worse", "c"])
+    (first,) = ledger.take(NOW)
+    assert ledger.settle(json.loads(first)["id"], refused=True, culprit="bad").refused == ("bad",)
+    (second,) = ledger.take(NOW)
+    assert json.loads(second)["params"] == ["a", "b", "worse", "c"]
+    ledger.settle(json.loads(second)["id"], refused=True, culprit="worse")
+    (third,) = ledger.take(NOW)
+    assert not ledger.complete
+    assert ledger.settle(json.loads(third)["id"]).flowing == ["a", "b", "c"]
+    assert ledger.complete
+    ledger.ask("SUBSCRIBE", ["d", "e"])
+    (fourth,) = ledger.take(NOW)
+    ledger.settle(json.loads(fourth)["id"], refused=True, culprit="never asked")
+    assert [json.loads(half)["params"] for half in ledger.take(NOW)] == [["d"], ["e"]]
