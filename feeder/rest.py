@@ -27,7 +27,8 @@ CALLS_AT_ONCE = 4
 BUDGET_SHARE = 0.9  # of the venue's weight per minute: the rest is for those who share the address
 WINDOW_S = 61.0  # a minute of the venue's, and the time a call may be on its way
 SOURCE_HEADER = "X-Tapecast-Source"
-LIMITED = (418, 429)
+TOO_MANY_REQUESTS = 429
+LIMITED = (418, TOO_MANY_REQUESTS)
 
 
 class Answer(NamedTuple):
@@ -163,8 +164,16 @@ class Rest:
                 {name.lower(): value for name, value in response.headers.items()},
                 await response.read(),
             )
+        answer = self._translated(answer)
         self._heed(answer)
         return answer
+
+    def _translated(self, answer: Answer) -> Answer:
+        """Return a venue's own way to refuse further calls as 429."""
+        seconds = self._limits.refusal_s(answer.status, answer.body) if self._limits.refusal_s else 0
+        if not seconds:
+            return answer
+        return Answer(TOO_MANY_REQUESTS, {**answer.headers, "retry-after": str(seconds)}, answer.body)
 
     def _heed(self, answer: Answer) -> None:
         used = answer.headers.get(self._limits.weight_header.lower(), "")

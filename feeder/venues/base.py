@@ -1,14 +1,14 @@
 """What every venue's file provides, and what the runner provides to it."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from feeder.batch import Batch, OutOfRange, Request, VenueError
 from feeder.settings import VenueSettings
-from feeder.venues.trade_ids import TradeIds
+from feeder.venues.trade_ids import RecentTrades, TradeIds
 from market_types.enums import ClearReason
 from market_types.instruments import Instrument
 from market_types.venues import Venue
@@ -33,6 +33,9 @@ class Limits(msgspec.Struct, frozen=True):
     weight_per_minute: int  # REST
     weight_header: str  # of REST answers: the weight used in this minute
     weight_pool: str = ""  # markets of a venue with the same word here share one weight budget
+    #: HTTP status and body of an answer -> for how many seconds it asks to make no call, where the venue says
+    #: so otherwise than by 429 and 418; 0 = it does not
+    refusal_s: Callable[[int, bytes], int] | None = None
     backoff_base_s: float = 1.0
     backoff_cap_s: float = 60.0
 
@@ -57,12 +60,14 @@ class Shared:
     """What outlives a connection: the runner hands the same one to every adapter of a market.
 
     trades    last trade id and holes by instrument number
+    recent    the last trades by instrument number, where ids follow no order
     slow      numbers of instruments whose fastest book stream stays silent: the next one is asked for
     counters  what went wrong, by name
     """
 
     def __init__(self) -> None:
         self.trades: dict[int, TradeIds] = {}
+        self.recent: dict[int, RecentTrades] = {}
         self.slow: set[int] = set()
         self.counters: Counter[str] = Counter()
 

@@ -1,12 +1,14 @@
-"""Every trade once: what the rising trade ids of an instrument tell, across connections and REST."""
+"""Every trade once: what the trade ids of an instrument tell, across connections and REST."""
 
 from bisect import bisect_right
+from collections import deque
 from typing import Final
 
 from market_types.enums import ClearReason
 
 RESET_DISTANCE: Final = 100_000  # so far behind the last id no duplicate comes
 MAX_HOLES: Final = 1_000  # remembered of one instrument
+MAX_RECENT: Final = 1_024  # ids remembered where they do not follow one another
 
 
 class Hole:
@@ -125,3 +127,31 @@ class TradeIds:
         """Return the span of ids from the first open hole to the last one."""
         wanted = [hole for hole in self.holes if hole.open]
         return range(wanted[0].start, wanted[-1].stop) if wanted else range(0)
+
+
+class RecentTrades:
+    """Tells whether a trade of an instrument is known, where ids follow no order: by the last ids themselves.
+
+    last_ns  the venue's time of the last trade, 0 = none yet
+    """
+
+    __slots__ = ("_ids", "_order", "last_ns")
+
+    def __init__(self) -> None:
+        self.last_ns = 0
+        self._ids: set[int] = set()
+        self._order: deque[int] = deque()
+
+    def __contains__(self, trade_id: int) -> bool:
+        return trade_id in self._ids
+
+    def add(self, trade_id: int, ts_event_ns: int) -> bool:
+        """Remember a trade. Return whether it is new."""
+        if trade_id in self._ids:
+            return False
+        if len(self._order) == MAX_RECENT:
+            self._ids.discard(self._order.popleft())
+        self._ids.add(trade_id)
+        self._order.append(trade_id)
+        self.last_ns = max(self.last_ns, ts_event_ns)
+        return True

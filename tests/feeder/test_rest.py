@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 
+import msgspec
 import pytest
 from aiohttp import web
 from hypothesis import given
@@ -73,7 +74,9 @@ def test_a_call_heavier_than_the_budget_is_not_held_for_ever() -> None:
 
 
 def serve(
-    handler: Callable[[web.Request], Awaitable[web.Response]], ask: Callable[[Rest], Awaitable[None]]
+    handler: Callable[[web.Request], Awaitable[web.Response]],
+    ask: Callable[[Rest], Awaitable[None]],
+    limits: Limits = LIMITS,
 ) -> Counter[str]:
     """Run `ask` against a venue whose every answer is the handler's. Return the counters."""
     counters: Counter[str] = Counter()
@@ -86,7 +89,7 @@ def serve(
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         host, port = runner.addresses[0][:2]
-        async with Rest(f"http://{host}:{port}", LIMITS, counters) as rest:
+        async with Rest(f"http://{host}:{port}", limits, counters) as rest:
             await asyncio.wait_for(ask(rest), 20)
         await runner.cleanup()
 
@@ -117,6 +120,24 @@ def test_429_is_waited_out_as_long_as_the_venue_says() -> None:
         assert answer.status == 200
 
     assert serve(handler, ask) == {"rest_429": 1}
+    assert times[1] - times[0] >= 0.99
+
+
+def test_a_refusal_in_the_venue_s_own_words_is_waited_out_as_a_429() -> None:
+    times: list[float] = []
+
+    async def handler(_: web.Request) -> web.Response:
+        times.append(asyncio.get_running_loop().time())
+        return web.Response(body=b'{"code":50011}' if len(times) == 1 else b"{}")
+
+    async def ask(rest: Rest) -> None:
+        (answer,) = await settled(rest, Request("/x", weight=1, priority=0, key="x"))
+        assert answer.body == b"{}"
+
+    limits = msgspec.structs.replace(
+        LIMITS, refusal_s=lambda status, body: int(status == 200 and b"50011" in body)
+    )
+    assert serve(handler, ask, limits) == {"rest_429": 1}
     assert times[1] - times[0] >= 0.99
 
 

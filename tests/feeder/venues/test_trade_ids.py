@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feeder.venues.trade_ids import RESET_DISTANCE, Hole, TradeIds
+from feeder.venues.trade_ids import MAX_RECENT, RESET_DISTANCE, Hole, RecentTrades, TradeIds
 
 NEW, LATE, KNOWN, RESET = range(4)
 
@@ -105,3 +105,17 @@ def test_no_id_is_published_twice_and_none_is_mislaid(steps: list[tuple[str, int
         starts = [hole.start for hole in ids.holes]
         assert starts == sorted(starts)
     assert ids.last - RESET_DISTANCE < 0
+
+
+def test_recent_trades_tell_repeats_in_any_order() -> None:
+    recent = RecentTrades()
+    assert recent.add(7, 100)
+    assert recent.add(3, 90)
+    assert not recent.add(7, 100)
+    assert recent.last_ns == 100
+    assert 3 in recent
+    assert 4 not in recent
+    for number in range(10, 10 + MAX_RECENT):
+        assert recent.add(number, number)
+    assert 7 not in recent
+    assert 10 in recent
