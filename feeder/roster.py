@@ -240,13 +240,13 @@ class Change(NamedTuple):
 
 
 def reassign(present: Sequence[Plan], wanted: Iterable[Plan]) -> Change:
-    """Match present plans with wanted ones of the same path that share most instruments.
+    """Match present plans with wanted ones of the same path and route that share most instruments.
 
     A wanted plan that shares none with any is new; a present one that none is matched with has ended. Plans
     that carry the same streams stay as they are.
     """
     carrier = {
-        (plan.path, instrument.number): at
+        (plan.path, plan.route, instrument.number): at
         for at, plan in enumerate(present)
         for instrument in plan.instruments
     }
@@ -257,7 +257,7 @@ def reassign(present: Sequence[Plan], wanted: Iterable[Plan]) -> Change:
         shared = Counter(
             at
             for instrument in plan.instruments
-            if (at := carrier.get((plan.path, instrument.number))) is not None and at in ended
+            if (at := carrier.get((plan.path, plan.route, instrument.number))) is not None and at in ended
         )
         if not shared:
             new.append(plan)

@@ -47,6 +47,7 @@ class Plan(msgspec.Struct, frozen=True):
     streams          in the venue's own words
     polled           of the instruments, those whose open interest is asked for by REST
     open_interest_s  how often
+    route            tells it from other connections for the same instruments on the same path
     """
 
     path: str
@@ -54,6 +55,7 @@ class Plan(msgspec.Struct, frozen=True):
     instruments: tuple[Instrument, ...]
     polled: tuple[Instrument, ...] = ()
     open_interest_s: float = 0.0
+    route: str = ""
 
 
 class Shared:

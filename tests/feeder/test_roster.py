@@ -189,3 +189,17 @@ def test_reassigning_matches_by_path_and_instruments(tmp_path: Path) -> None:
         assert reassign(present, present) == ([], [], [])
 
     run(work, tmp_path)
+
+
+def test_reassigning_keeps_routes_of_one_path_apart(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol("AUSDT"), symbol("BUSDT")]
+        await desk.roster.begin()
+        both = tuple(desk.roster.instruments)
+        fast, slow = Plan("/p", ("books",), both), Plan("/p", ("tickers",), both, route="slow")
+        for present in ([fast, slow], [slow, fast]):
+            assert reassign(present, [fast, slow]) == ([], [], [])
+        other = Plan("/p", ("marks",), both, route="slow")
+        assert reassign([fast, slow], [fast, other]) == ([(1, other)], [], [])
+
+    run(work, tmp_path)
