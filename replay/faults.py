@@ -20,7 +20,8 @@ the stream names the stand-in serves (default all), and `do`:
 | delist       | the symbols of `stream` end: no more messages, no longer trading in the        |         |
 |              | instrument list                                                                |         |
 | drift        | event times of `stream` are moved by `seconds`                                 | shift   |
-| unauthorized | handshakes are refused with 401                                                | real    |
+| unauthorized | handshakes are refused with 401; where the venue takes POST, key and token of  | real    |
+|              | a POST as the venue refuses them                                               |         |
 | 429, 418     | REST answers so, with Retry-After                                              | real    |
 | maintenance  | REST and handshakes are answered with 503, all connections are closed with     | real    |
 |              | 1001, after the venue's own warning where it has one                           |         |

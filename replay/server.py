@@ -21,7 +21,7 @@ from replay.clock import Clock
 from replay.connection import Connection, frame
 from replay.faults import Faults, FaultsFile
 from replay.script import Message
-from replay.venue import Answer, Form, Refused, StandIn, Violation
+from replay.venue import Answer, Form, Postbox, Posted, Refused, StandIn, Violation
 from replay.weights import Attempts
 
 HOST = "127.0.0.1"
@@ -392,6 +392,11 @@ class Server:
             return self._response(self.standin.refusal(status, retry_after_s))
         now_ns = self.standin.start_ns + self.clock.now_ns()
         query: Mapping[str, str] = request.query
+        if request.method == "POST" and isinstance(self.standin, Postbox):
+            refused, _ = self._refused("unauthorized")
+            headers = {name.lower(): value for name, value in request.headers.items()}
+            call = Posted(request.path, query, headers, await request.read(), authorized=not refused)
+            return self._response(await self.standin.post(call, request.remote or "", now_ns))
         return self._response(await self.standin.rest(request.path, query, request.remote or "", now_ns))
 
     def _response(self, answer: Answer) -> web.Response:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from math import inf
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from replay.script import Play
 
@@ -20,6 +20,19 @@ class Rules(NamedTuple):
     pong_echoes: bool  # whether only a pong with the payload of a ping keeps the link alive
     attempts_per_5min: int | None  # handshakes of one client; None: no limit
     idle_s: float = inf  # a connection whose client says nothing for so long is closed
+
+
+class Posted(NamedTuple):
+    """A REST call by POST.
+
+    authorized  False while a fault lets the venue know neither key nor token
+    """
+
+    path: str
+    query: Mapping[str, str]
+    headers: Mapping[str, str]  # by lower-case name
+    body: bytes
+    authorized: bool = True
 
 
 class Answer(NamedTuple):
@@ -42,6 +55,14 @@ class Refused(Exception):
 
 class Violation(Exception):
     """A client message after which the venue closes the connection, with code 1008."""
+
+
+@runtime_checkable
+class Postbox(Protocol):
+    """What a stand-in offers besides where its venue takes POST; elsewhere POST is answered as GET is."""
+
+    async def post(self, call: Posted, client: str, now_ns: int) -> Answer:
+        """Answer a POST of `client` at recording time `now_ns` (since the epoch)."""
 
 
 class Session(Protocol):

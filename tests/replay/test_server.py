@@ -16,7 +16,7 @@ from recording import Received, open_capture
 from replay.binance import BinanceStandIn
 from replay.binance_markets import USDM
 from replay.connection import frame
-from replay.venue import Rules
+from replay.venue import Answer, Posted, Rules
 
 Run = Callable[..., Any]
 
@@ -416,3 +416,22 @@ def test_an_error_page_is_not_always_json(run: Run, recordings: Path) -> None:
             assert (response.status, response.content_type) == (404, "text/html")
 
     run(scenario, paths=[recordings / SPOT_FILE])
+
+
+def test_post_goes_to_stand_ins_that_take_it(run: Run) -> None:
+    def prepare(standin: Any) -> None:
+        async def post(call: Posted, client: str, now_ns: int) -> Answer:
+            assert (call.path, call.headers["tr_cd"], client) == ("/stock/etc", "t8436", "127.0.0.1")
+            return Answer(200 if call.authorized else 401, call.body)
+
+        standin.post = post
+
+    async def scenario(stand: Any) -> None:
+        for status in (401, 200, 200):
+            url = stand.ready["rest"] + "/stock/etc"
+            async with stand.http.post(url, data=b"{}", headers={"TR_CD": "t8436"}) as response:
+                assert (response.status, await response.read()) == (status, b"{}")
+                assert response.headers["X-Tapecast-Source"] == "replay"
+        assert (await stand.get("/fapi/v1/ping"))[0] == 200  # GET as ever
+
+    run(scenario, prepare=prepare, faults='[[fault]]\nat_s = 0\ndo = "unauthorized"\ncount = 1\n')
