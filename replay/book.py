@@ -67,7 +67,7 @@ def depth_answer(body: bytes) -> Depth:
     return _DEPTH.decode(body)
 
 
-class _Side:
+class Side:
     """The quantity of every price of one side after each event; any moment is found by one search.
 
     sign  -1 for bids, whose best price is the greatest; 1 for asks
@@ -137,7 +137,7 @@ class _Run:
         self.last = snapshot.lastUpdateId
         self._numbers: list[int] = []
         self._stamps: list[_Stamp] = []
-        self._bids, self._asks = _Side(-1), _Side(1)
+        self._bids, self._asks = Side(-1), Side(1)
         self._bids.add(snapshot.bids)
         self._asks.add(snapshot.asks)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 _LEVEL = re.compile(rb'\["(\d+(?:\.\d+)?)","(\d+(?:\.\d+)?)"')
 _PRICE = re.compile(rb'"[pab]":"(\d+\.\d+)"')
-_QTY = re.compile(rb'"[qAB]":"(\d+\.\d+)"')
+_QTY = re.compile(rb'"[qvAB]":"(\d+\.\d+)"')
 
 
 def _decimals(texts: Iterable[bytes]) -> int:
@@ -17,7 +17,7 @@ def finest_decimals(books: Iterable[bytes], events: Iterable[bytes]) -> tuple[in
     """Return the decimals of (price, quantity): the finest seen anywhere, trailing zeros left out.
 
     books   messages and REST answers with `["price","qty"` levels
-    events  trades (`p`, `q`) and best prices (`b`, `B`, `a`, `A`)
+    events  trades (`p`, `q` or `v`) and best prices (`b`, `B`, `a`, `A`)
     """
     prices: set[bytes] = set()  # the same texts come very often
     qtys: set[bytes] = set()

@@ -35,15 +35,19 @@ class Script:
     def __len__(self) -> int:
         return len(self.payloads)
 
+    def stream(self, name: str) -> int:
+        """Return the number of stream `name`, which may have no message yet, or never."""
+        if name not in self._stream_of:
+            self._stream_of[name] = len(self.names)
+            self.names.append(name)
+            self.positions.append([])
+        return self._stream_of[name]
+
     def add(self, ts_recv_ns: int, name: str, payload: bytes) -> None:
         """Append one message of stream `name`."""
         if not self.payloads:
             self.start_ns = ts_recv_ns
-        stream = self._stream_of.get(name)
-        if stream is None:
-            stream = self._stream_of[name] = len(self.names)
-            self.names.append(name)
-            self.positions.append([])
+        stream = self.stream(name)
         time_ns = ts_recv_ns - self.start_ns
         self.times_ns.append(max(time_ns, self.times_ns[-1]) if self.times_ns else 0)
         self.streams.append(stream)

@@ -18,4 +18,5 @@ def test_finest_decimals() -> None:
     assert finest_decimals(books, []) == (1, 1)
     events = [b'{"b":"1.2500","B":"1.0","a":"1.30","A":"2.001"}', b'{"t":5,"p":"3.1","q":"2.0"}']
     assert finest_decimals(books, events) == (2, 3)
+    assert finest_decimals([], [b'{"p":"64345.20","v":"0.0120"}']) == (1, 3)
     assert finest_decimals([], []) == (0, 0)

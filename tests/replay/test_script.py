@@ -15,3 +15,10 @@ def test_script_keeps_order_and_never_goes_back_in_time() -> None:
     assert (play.next_ns(), play.point(1)) == (None, 3)
     play.rewind()
     assert play.next_ns() == 0
+
+
+def test_a_stream_may_be_known_before_its_first_message() -> None:
+    script = Script()
+    assert (script.stream("quiet"), script.stream("x"), script.stream("quiet")) == (0, 1, 0)
+    script.add(5, "x", b"x")
+    assert (script.names, script.positions, script.streams) == (["quiet", "x"], [[], [0]], [1])
