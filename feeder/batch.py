@@ -19,6 +19,7 @@ from feeder.columns import (
     append_derived_bbo,
     append_l2,
     append_trade,
+    append_units,
     lazily_zeroed,
     open_event,
 )
@@ -134,6 +135,35 @@ class Batch:
             venue_seq,
         ):
             self._make_room(status, instrument, bids + asks)
+
+    def units(
+        self,
+        instrument: Instrument,
+        ts_event_ns: int,
+        ts_recv_ns: int,
+        venue_seq: int,
+        units: bytes,
+        keys: bytes,
+    ) -> None:
+        """Append a whole book from one JSON array of objects, each a bid and an ask of the same rank.
+
+        keys  of bid price, bid quantity, ask price, ask quantity, parted by one blank; what stands under
+              other keys is passed over
+        A level whose price or quantity is 0 is none: the shorter side is padded so. Raises VenueError, or
+        OutOfRange, and then has appended nothing.
+        """
+        while status := append_units(
+            self.block,
+            units,
+            keys,
+            instrument.number,
+            instrument.px_exp,
+            instrument.qty_exp,
+            ts_event_ns,
+            ts_recv_ns,
+            venue_seq,
+        ):
+            self._make_room(status, instrument, units)
 
     def trade(
         self,

@@ -265,6 +265,140 @@ def append_l2(
 
 
 @kernel
+def _which(text: bytes, start: int, stop: int, words: bytes) -> int:
+    """Return which of `words`, parted by one blank, text[start:stop] is; -1 = none."""
+    number = 0
+    at = start
+    same = True
+    for place in range(len(words)):
+        if words[place] == 32:
+            if same and at == stop:
+                return number
+            number += 1
+            at = start
+            same = True
+        else:
+            same = same and at < stop and text[at] == words[place]
+            at += 1
+    return number if same and at == stop else -1
+
+
+@kernel
+def _unit(
+    block: NDArray[np.void], text: bytes, at: int, keys: bytes, bid: int, ask: int, px_exp: int,
+    qty_exp: int,
+) -> tuple[int, int]:  # fmt: skip
+    """Read the object at `at` into the rows `bid` and `ask`. Return (status, where it ends)."""
+    batch = block[0]
+    size = len(text)
+    seen = 0
+    while True:
+        at = _skip_space(text, at + 1)
+        if at >= size or text[at] != 34:  # "
+            return MALFORMED, at
+        start = at + 1
+        at = start
+        while at < size and text[at] != 34:
+            at += 1
+        key = _which(text, start, at, keys)
+        at = _skip_space(text, at + 1)
+        if at >= size or text[at] != 58:  # :
+            return MALFORMED, at
+        at = _skip_space(text, at + 1)
+        quoted = at < size and text[at] == 34
+        at += quoted
+        start = at
+        while at < size and text[at] != 34 and text[at] != 44 and text[at] != 125 and text[at] > 32:  # , }
+            at += 1
+        if key >= 0:
+            row = bid if key < 2 else ask
+            if key % 2 == 0:
+                status = _put_number(batch.price, batch.px_exp, row, text, start, at, px_exp)
+            else:
+                status = _put_number(batch.qty, batch.qty_exp, row, text, start, at, qty_exp)
+            if status != OK:
+                return status, at
+            seen |= 1 << key
+        if quoted:
+            if at >= size or text[at] != 34:
+                return MALFORMED, at
+            at += 1
+        at = _skip_space(text, at)
+        if at < size and text[at] == 125:
+            return OK if seen == 15 else MALFORMED, at
+        if at >= size or text[at] != 44:
+            return MALFORMED, at
+
+
+@kernel
+def _units(block: NDArray[np.void], text: bytes, keys: bytes, px_exp: int, qty_exp: int) -> tuple[int, int]:
+    """Append the rows of all objects, bids before asks. Return (status, number of bids)."""
+    batch = block[0]
+    price, qty, sides = batch.price, batch.qty, batch.side
+    px_exps, qty_exps = batch.px_exp, batch.qty_exp
+    size = len(text)
+    most = 0
+    for at in range(size):
+        most += text[at] == 123  # {
+    first = batch.n_rows
+    first_ask = first + most
+    if first_ask + most > MAX_ROWS:
+        return TOO_MANY, 0
+    bid, ask = first, first_ask
+    at = _skip_space(text, 0)
+    if at >= size or text[at] != 91:  # [
+        return MALFORMED, 0
+    at = _skip_space(text, at + 1)
+    going = at < size and text[at] != 93  # ]
+    while going:
+        if at >= size or text[at] != 123:
+            return MALFORMED, 0
+        status, at = _unit(block, text, at, keys, bid, ask, px_exp, qty_exp)
+        if status != OK:
+            return status, 0
+        if price[bid] < 0 or qty[bid] < 0 or price[ask] < 0 or qty[ask] < 0:
+            return NEGATIVE, 0
+        bid += price[bid] != 0 and qty[bid] != 0
+        ask += price[ask] != 0 and qty[ask] != 0
+        at = _skip_space(text, at + 1)
+        going = at < size and text[at] == 44  # ,
+        if going:
+            at = _skip_space(text, at + 1)
+    if at >= size or text[at] != 93 or _skip_space(text, at + 1) != size:
+        return MALFORMED, 0
+    row = bid
+    for source in range(first_ask, ask):
+        price[row], qty[row] = price[source], qty[source]
+        px_exps[row], qty_exps[row] = px_exps[source], qty_exps[source]
+        row += 1
+    for made in range(first, row):
+        sides[made] = _BID if made < bid else _ASK
+        batch.fills[made] = 0
+    batch.n_rows = row
+    return OK, bid - first
+
+
+@kernel
+def append_units(
+    block: NDArray[np.void], units: bytes, keys: bytes, symbol: int, px_exp: int, qty_exp: int,
+    ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
+) -> int:  # fmt: skip
+    """Append a whole book from objects of one bid and one ask. On any status but OK the batch is as before."""
+    batch = block[0]
+    first_row = batch.n_rows
+    status, n_bids = _units(block, units, keys, px_exp, qty_exp)
+    if status == OK:
+        status = _unify_exponents(block, first_row)
+    if status == OK:
+        status = open_event(
+            block, _SNAPSHOT, 0, symbol, ts_event_ns, ts_recv_ns, venue_seq, first_row, n_bids
+        )  # fmt: skip
+    if status != OK:
+        batch.n_rows = first_row
+    return status
+
+
+@kernel
 def _pairs(block: NDArray[np.void], text: bytes, px_exp: int, qty_exp: int) -> int:
     """Append a row for each `price quantity` of numbers parted by one blank. Return a status."""
     batch = block[0]

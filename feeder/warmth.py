@@ -30,6 +30,7 @@ def warm_up() -> None:
     batch = Batch(lambda batch: batch.clear())
     batch.l2(instrument, 0, 0, 1, b'[["1","1"]]', b"[]", snapshot=True)
     batch.l2(instrument, 0, 0, 2, b'[["1","0"]]', b"[]", snapshot=False)
+    batch.units(instrument, 0, 0, 2, b'[{"bp":1,"bs":1,"ap":2,"as":1}]', b"bp bs ap as")
     batch.derived_bbo(instrument, 0, 0)
     batch.bbo(instrument, 0, 0, 3, "1", "1", "2", "1")
     batch.trade(instrument, 0, 0, "1", "1", 1, Aggressor.BUY)
@@ -43,7 +44,7 @@ def warm_up() -> None:
     ringing = lazily_zeroed(RINGING)
     ringing["entry_of"][0, :, 1] = -1  # no ring: nothing is written
     append_records(batch.block, ringing, np.zeros(512, np.int64))
-    assert writer["frames"] == 6
+    assert writer["frames"] == 7
     batch.clear()
     batch.l2(instrument, 0, 0, 4, b'[["1","1"]]', b"[]", snapshot=True)
     quality.inspect(batch)
