@@ -16,6 +16,7 @@ import orjson
 
 from tapecast.entries import Entry, plain, to_json
 from tapecast.folding import Folding
+from tapecast.joining import Joining
 from tapecast.subscription import Subscription, check_types
 from tapecast.warmth import warm_up
 from tapecast.wire import Wire, allowed, checked_source, settings_of, venues_of
@@ -96,12 +97,14 @@ def _rcvbuf_line(got: int, wanted: int) -> str:
 
 def books(options: WireOptions, n_levels: int, *, as_json: bool) -> int:
     """Keep books from the wire and print them at the end. Return the exit code."""
-    folding = Folding()
     with join(options) as wire:
+        joining = Joining(wire, books=True)
+        folding = Folding(joining)
         watch = Watch(options, wire)
         with watch.signals():
             while not watch.over():
                 folding.fold(wire.poll(POLL_S), time.time_ns())
+                joining.step(time.monotonic_ns())
         chosen = folding.chosen(options.symbols)
         invalid = 0
         for instrument in chosen:
@@ -112,7 +115,7 @@ def books(options: WireOptions, n_levels: int, *, as_json: bool) -> int:
             else:
                 _print_book(said)
         sys.stdout.flush()
-        _say_troubles(wire.counters + Counter(folding.books.counters))
+        _say_troubles(wire.counters + folding.troubles)
         if watch.nothing_came:
             _say(f"no session came within {options.wait_s:g} s: {NO_SESSION}")
             return 1

@@ -1,7 +1,7 @@
 """The main job in one process tree on loopback: venue, multicast, books, and a live view of it.
 
-The demo is a subscriber like any other; the feeder is its child, on free ports and in folders of its own, so
-that it can run beside production.
+The demo is a subscriber like any other; feeder and keeper are its children, on free ports and in folders of
+their own, so that it can run beside production.
 """
 
 import ctypes
@@ -18,7 +18,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -30,6 +30,7 @@ from tapecast.checking import BboCheck
 from tapecast.daemons import guarded
 from tapecast.errors import UsageError
 from tapecast.folding import Folding
+from tapecast.joining import Joining
 from tapecast.view import DemoView, Numbers
 from tapecast.warmth import warm_up
 from tapecast.wire import Wire, settings_of
@@ -44,6 +45,7 @@ POLL_S = 0.02
 REFRESH_S = 0.2
 AGREED_SHARE = 0.99
 DEFAULT_RECORDING = "binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz"
+OWN_PORTS = ("PORT_CRYPTO", "SPIN_CRYPTO", "RECOVERY_PORT_CRYPTO", "RECOVERY_PORT_STOCKS")
 PR_SET_PDEATHSIG = 1
 
 HOW_TO_GET_ONE = """\
@@ -95,7 +97,8 @@ class Demo:
         self._asked = source
         self._paths = paths
         self._stopped = False
-        self._folding = Folding()
+        self._folding: Folding
+        self._joining: Joining
         self._check = BboCheck()
         self._numbers = Numbers()
 
@@ -132,7 +135,7 @@ class Demo:
             **os.environ,
             "TAPECAST_STATE": str(folder / "state"),
             "TAPECAST_SHM": str(memory),
-            "TAPECAST__MULTICAST__PORT_CRYPTO": str(_free_port()),
+            **{f"TAPECAST__MULTICAST__{key}": str(_free_port()) for key in OWN_PORTS},
             "TAPECAST__MULTICAST__INTERFACE": "127.0.0.1",
             "TAPECAST__MULTICAST__TTL": "0",
             "TAPECAST__MULTICAST__GROUP_B": '""',
@@ -148,17 +151,18 @@ class Demo:
                 [VENUES[VENUE]], settings_of(None, environ), allow=allow, via="multicast", environ=environ
             ) as wire,
             log.open("wb") as sink,
+            (folder / "keeper.log").open("wb") as keeper_sink,
         ):
-            feeder = subprocess.Popen(  # noqa: S603  (our own command)
-                [sys.executable, "-P", "-m", "tapecast", "feeder", VENUE, *words],
-                env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-                preexec_fn=_die_with_parent,  # noqa: PLW1509  (this process has one thread)
-            )  # fmt: skip
+            self._joining = Joining(wire, books=True)
+            self._folding = Folding(self._joining)
+            feeder = _start(("feeder", VENUE, *words), environ, sink)
+            keeper = _start(("keeper",), environ, keeper_sink)
             try:
                 first_ns, came = self._watch(wire, feeder, replayed=bool(recording))
                 elapsed_s = (time.monotonic_ns() - first_ns) / 1e9
             finally:
                 _end(feeder)
+                _end(keeper)
         if not came:
             _say(f"DEMO: no frame within {FIRST_FRAME_S:g} s; the feeder said:\n{_tail(log)}")
         return self._report(elapsed_s, replayed=bool(recording), came=came)
@@ -173,6 +177,7 @@ class Demo:
                 items = wire.poll(POLL_S)
                 self._take(items)
                 now_ns = time.monotonic_ns()
+                self._joining.step(now_ns)
                 if not first_ns and self._folding.types:
                     first_ns = now_ns
                 if not first_ns and (now_ns - begun_ns > FIRST_FRAME_S * 1e9 or feeder.poll() is not None):
@@ -276,13 +281,23 @@ def _shared_memory(folder: Path) -> Path:
     return (beside if beside.is_dir() else folder) / folder.name
 
 
+def _start(words: Sequence[str], environ: dict[str, str], sink: BinaryIO) -> "subprocess.Popen[bytes]":
+    """Start `tapecast` with these words, as a child that dies with us."""
+    return subprocess.Popen(  # noqa: S603  (our own command)
+        [sys.executable, "-P", "-m", "tapecast", *words],
+        env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
+        preexec_fn=_die_with_parent,  # noqa: PLW1509  (this process has one thread)
+    )  # fmt: skip
+
+
 def _free_port() -> int:
-    """Return a UDP port that nobody has now, outside the range that outgoing sockets draw from."""
+    """Return a port that nobody has now, outside the range that outgoing sockets draw from."""
     while True:
         port = random.randrange(20_000, 32_000)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp, socket.socket() as tcp:
             try:
-                probe.bind(("", port))
+                udp.bind(("", port))
+                tcp.bind(("", port))
             except OSError:
                 continue
             return port

@@ -1,4 +1,4 @@
-"""L2 books kept from the wire: what `books` and `demo` show. Pure."""
+"""L2 books kept from the wire, those that were there before us included: what `books` and `demo` show."""
 
 import fnmatch
 from collections import Counter
@@ -11,12 +11,11 @@ from market_types.instruments import Instrument
 from matching_engine.book import Book
 from matching_engine.books import L2Books
 from tapecast.entries import Directory
-from udp_protocol.continuity import Continuity
+from tapecast.joining import Joining
 from udp_protocol.frame import Frame, FrameError
+from udp_protocol.joining import Unsynced
 from udp_protocol.payloads import decode
 from udp_protocol.sequencing import Item, Lost, SessionBegin
-
-_BOOK_TYPES = frozenset((int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA), int(MsgType.BOOK_CLEAR)))
 
 
 class Folding:
@@ -28,7 +27,7 @@ class Folding:
     send_to_book   ts_send to the folded book, ns
     """
 
-    def __init__(self) -> None:
+    def __init__(self, joining: Joining) -> None:
         self.books = L2Books()
         self.directory = Directory()
         self.types: Counter[int] = Counter()
@@ -36,43 +35,53 @@ class Folding:
         self.bad_payloads = 0
         self.recv_to_send = Histogram()
         self.send_to_book = Histogram()
-        self._continuity = Continuity()
+        self._joining = joining
+
+    @property
+    def troubles(self) -> Counter[str]:
+        """Return what went wrong with books and with what was there before us, by the names of SPEC.md."""
+        return self._joining.counters + Counter(self.books.counters)
 
     def fold(self, items: Iterable[Item], now_ns: int) -> None:
         """Take what a wire delivered; now_ns is the realtime clock."""
         for item in items:
             if isinstance(item, Frame):
-                self._frame(item, now_ns)
+                self._count(item)
             elif isinstance(item, Lost):
                 self.lost += max(item.last - item.first + 1, 1)
-                self._continuity.lost(item)
             elif isinstance(item, SessionBegin):
-                self._continuity.begin(item)
                 self.books.reset(item.channel)
+            for found in self._joining.take(item):
+                if isinstance(found, Unsynced):
+                    if found.symbol_id in self.books:
+                        self.books.invalidate(found.symbol_id)
+                elif found.header.msg_type == MsgType.INSTRUMENT_DEF:
+                    self._define(found)
+                elif found.header.msg_type != MsgType.STATS:
+                    self.books.apply(found.header, found.payload)
+                    if found is item:
+                        self.send_to_book.record(now_ns - found.header.ts_send_ns)
 
-    def _frame(self, frame: Frame, now_ns: int) -> None:
+    def _count(self, frame: Frame) -> None:
         header = frame.header
         self.types[header.msg_type] += 1
-        symbol_id = header.symbol_id
-        if not symbol_id:
+        if not header.symbol_id:
             return
-        if not self._continuity.whole(header) and symbol_id in self.books:
-            self.books.invalidate(symbol_id)
-        if header.msg_type in _BOOK_TYPES:
-            self.books.apply(header, frame.payload)
-            self.send_to_book.record(now_ns - header.ts_send_ns)
-        elif header.msg_type == MsgType.INSTRUMENT_DEF:
-            try:
-                self.directory.define(header, decode(header, frame.payload))
-            except FrameError:
-                self.bad_payloads += 1
-            return
-        self.recv_to_send.record(header.ts_send_ns - header.ts_recv_ns)
+        if header.msg_type == MsgType.INSTRUMENT_DEF:
+            self._define(frame)
+        else:
+            self.recv_to_send.record(header.ts_send_ns - header.ts_recv_ns)
+
+    def _define(self, frame: Frame) -> None:
+        try:
+            self.directory.define(frame.header, decode(frame.header, frame.payload))
+        except FrameError:
+            self.bad_payloads += 1
 
     def valid(self, symbol_id: int) -> bool:
         """Return whether the book of an instrument may be used."""
         book = self.books.get(symbol_id)
-        return book is not None and book.valid and symbol_id not in self._continuity.suspect
+        return book is not None and book.valid and self._joining.synced(book.channel, symbol_id)
 
     def chosen(self, globs: Sequence[str]) -> list[Instrument]:
         """Return the instruments that the globs name, over the venue's text or the name; none = all."""

@@ -12,17 +12,17 @@ from matching_engine.book import Book
 from matching_engine.books import L2Books
 from tapecast.entries import TYPES, Directory, Entry, entries, lost_entry
 from tapecast.errors import UsageError
+from tapecast.joining import Joining
 from tapecast.wire import Wire, allowed, checked_source, settings_of, venues_of
 from udp_protocol.frame import Frame, FrameError
-from udp_protocol.joining import ChannelJoin, Unsynced
-from udp_protocol.ordering import MAX_BUFFERED_FRAMES, NS_PER_S, Room
-from udp_protocol.sequencing import Item, Lost, SessionBegin, State
+from udp_protocol.joining import Folded, Unsynced
+from udp_protocol.ordering import MAX_BUFFERED_BYTES, MAX_BUFFERED_FRAMES
+from udp_protocol.sequencing import Lost, SessionBegin
 
 POLL_S = 0.05
 KEPT_GAPS = 10_000
-JOIN_NS = NS_PER_S // 5  # between looks at who is not synced
-FEW_HELD = 4_096  # frames a channel, where no state will come
 
+_FACTS = frozenset((MsgType.INSTRUMENT_DEF, MsgType.STATS))
 _TYPE_WORDS = {*TYPES.values(), "lost"}
 
 
@@ -35,15 +35,47 @@ def check_types(types: Iterable[str]) -> frozenset[str]:
     return chosen or frozenset(_TYPE_WORDS)
 
 
+class Undefined:
+    """Frames of instruments whose definition has not come yet.
+
+    dropped  how many went because there were too many: all of one instrument, so that its rest has no hole
+    """
+
+    def __init__(self) -> None:
+        self.dropped = 0
+        self._held: dict[int, list[Frame]] = {}
+        self._n_frames = self._n_bytes = 0
+
+    def hold(self, frame: Frame) -> None:
+        """Keep a frame until its instrument is defined."""
+        symbol_id = frame.header.symbol_id
+        if self._n_frames >= MAX_BUFFERED_FRAMES or self._n_bytes >= MAX_BUFFERED_BYTES:
+            self.dropped += len(self.release(symbol_id)) or 1
+            return
+        self._held.setdefault(symbol_id, []).append(frame)
+        self._n_frames += 1
+        self._n_bytes += len(frame.raw)
+
+    def release(self, symbol_id: int) -> list[Frame]:
+        """Return what was kept of an instrument, in order, and keep it no more."""
+        frames = self._held.pop(symbol_id, [])
+        self._n_frames -= len(frames)
+        self._n_bytes -= sum(len(frame.raw) for frame in frames)
+        return frames
+
+
 class Subscription:
     """Entries from the wire, in order a channel: iterate it, also with `async for`; close it or use `with`.
 
-    books  the L2 books that are valid now, by (venue, name): `books["binance", "BTC-USDT-PERP"]`
-    gaps   the last entries of type gap and lost
-    stats  counters: entries by type, and `troubles`
-    state  live, recovering or stale, by channel
+    What was there before us is learned from the keeper's state loop. With `symbols` the entries of an
+    instrument that is not known yet are held back until its definition comes.
 
-    late_join  fold the state loop: books that were there before us become valid (SPEC.md section 8)
+    books  the L2 books that are valid now, by (venue, name): `books["binance", "BTC-USDT-PERP"]`
+    ready  every channel heard so far has all its books, or definitions without `fold_books`
+    gaps   the last entries of type gap and lost
+    stats  counters: entries by type, `troubles`, line_a_down, line_b_down and stale (how often lines and
+           channels fell silent), requests_udp, requests_tcp, requests_unsent, keeper_down
+    state  live, recovering (frames are missing) or stale (nothing came for a second), by channel
     """
 
     def __init__(
@@ -54,7 +86,6 @@ class Subscription:
         types: Iterable[str] = (),
         until_done: bool = False,
         fold_books: bool = True,
-        late_join: bool = False,
     ) -> None:
         self.wire = wire
         self.gaps: deque[Entry] = deque(maxlen=KEPT_GAPS)
@@ -63,10 +94,8 @@ class Subscription:
         self._types = check_types(types)
         self._until_done = until_done
         self._books = L2Books() if fold_books else None
-        self._late_join = late_join
-        self._joins: dict[int, ChannelJoin] = {}
-        self._room = Room()
-        self._joined_ns = 0
+        self._joining = Joining(wire, books=fold_books)
+        self._undefined = Undefined()
         self._wanted: dict[int, bool] = {0: True}
         self._counts: Counter[str] = Counter()  # entries by type
         self._bad: Counter[str] = Counter()
@@ -79,24 +108,42 @@ class Subscription:
         return {
             (known[symbol_id].venue.name, known[symbol_id].name): book
             for symbol_id, book in self._books.items()
-            if book.valid and symbol_id in known and self._joins[book.channel].synced(symbol_id)
+            if book.valid and symbol_id in known and self._joining.synced(book.channel, symbol_id)
         }
+
+    @property
+    def ready(self) -> bool:
+        """Return whether what was there before us is known, on every channel heard so far."""
+        return self._joining.ready
 
     @property
     def state(self) -> dict[int, str]:
         """Return live, recovering or stale for each channel that was heard."""
         return self.wire.states(time.monotonic_ns())
 
+    def state_of(self, venue: str, name: str) -> str:
+        """Return the state of an instrument, by its normalised name.
+
+        live, recovering (its channel misses frames, or its book is not right yet) or stale. Raises KeyError.
+        """
+        for symbol_id, instrument in self.directory.instruments.items():
+            if (instrument.venue.name, instrument.name) == (venue, name):
+                state = self.state.get(instrument.channel, "stale")
+                whole = self._joining.synced(instrument.channel, symbol_id)
+                return state if state != "live" or whole else "recovering"
+        raise KeyError(f"{venue} {name}: not defined, expected an instrument of {sorted(self.state)}")
+
     @property
     def stats(self) -> dict[str, int]:
-        """Return the entries by type, and `troubles`."""
-        return {**self._counts, **self.troubles}
+        """Return the counters described above."""
+        return {**self._counts, **self.troubles, **self.wire.statistics}
 
     @property
     def troubles(self) -> Counter[str]:
-        """Return the counters of SPEC.md section 10, and those of the books."""
+        """Return the counters of SPEC.md section 10, and those of books and late join."""
         books = Counter(self._books.counters) if self._books is not None else Counter[str]()
-        return self.wire.counters + self._bad + books
+        undefined = Counter(undefined_dropped=self._undefined.dropped)
+        return self.wire.counters + self._bad + self._joining.counters + books + undefined
 
     def take(self, timeout_s: float = POLL_S) -> list[Entry]:
         """Return the entries that came, waiting up to `timeout_s` for the first."""
@@ -106,63 +153,47 @@ class Subscription:
                 self._add(lost_entry(item), out)
             elif isinstance(item, Frame):
                 self._tell(item, out)
-            if self._books is not None:
-                self._fold(item, self._books, out)
-        if self._late_join:
-            self._complete(time.monotonic_ns())
+            elif isinstance(item, SessionBegin) and self._books is not None:
+                self._books.reset(item.channel)
+            for found in self._joining.take(item):
+                self._fold(found, out)
+        self._joining.step(time.monotonic_ns())
         return out
 
+    def _fold(self, found: Folded, out: list[Entry]) -> None:
+        """Fold what late join allows into the books, and tell the definitions and statistics it brings."""
+        if isinstance(found, Unsynced):
+            if self._books is not None and found.symbol_id in self._books:
+                self._books.invalidate(found.symbol_id)
+        elif found.header.msg_type in _FACTS:
+            self._tell(found, out)
+        elif self._books is not None:
+            self._books.apply(found.header, found.payload)
+
     def _tell(self, frame: Frame, out: list[Entry]) -> None:
+        symbol_id = frame.header.symbol_id
+        known = self.directory.instruments
+        is_new = symbol_id not in known
+        if is_new and symbol_id and self._globs and frame.header.msg_type != MsgType.INSTRUMENT_DEF:
+            self._undefined.hold(frame)
+            return
         try:
             found = list(entries(frame, self.directory))
         except FrameError as error:
             self._bad[error.counter] += 1
             return
-        if self._wants(frame.header.symbol_id):
+        if self._wants(symbol_id):
             for entry in found:
                 self._add(entry, out)
-
-    def _fold(self, item: Item, books: L2Books, out: list[Entry]) -> None:
-        """Fold what an item allows to fold into books."""
-        channel = item.frame.header.channel_id if isinstance(item, State) else _channel_of(item)
-        now_ns = time.monotonic_ns() if not isinstance(item, Frame) else 0
-        join = self._joins.get(channel)
-        if join is None:
-            held = MAX_BUFFERED_FRAMES if self._late_join else FEW_HELD
-            join = self._joins[channel] = ChannelJoin(self._bad, self._room, now_ns, held)
-        if isinstance(item, SessionBegin):
-            books.reset(channel)
-        folded: list[Frame | Unsynced] = []
-        if isinstance(item, State):
-            join.state(item.frame, self.wire.channels[channel].first, folded)
-        else:
-            join.take(item, now_ns, folded)
-        for found in folded:
-            if isinstance(found, Unsynced):
-                if found.symbol_id in books:
-                    books.invalidate(found.symbol_id)
-            elif found.header.msg_type == MsgType.INSTRUMENT_DEF:
-                self._tell(found, out)
-            else:
-                books.apply(found.header, found.payload)
-
-    def _complete(self, now_ns: int) -> None:
-        """Ask for the state that the loop did not bring, and leave the loop when all is there."""
-        if now_ns - self._joined_ns < JOIN_NS:
-            return
-        self._joined_ns = now_ns
-        firsts = {channel: self.wire.channels[channel].first for channel in self._joins}
-        for channel, join in self._joins.items():
-            for symbol_id in join.wanted(firsts[channel], now_ns):
-                self.wire.want_state(channel, symbol_id)
-        if firsts and all(join.ready(firsts[channel]) for channel, join in self._joins.items()):
-            self.wire.leave_spin()
+        if is_new and symbol_id in known:
+            for held in self._undefined.release(symbol_id):
+                self._tell(held, out)
 
     def _wants(self, symbol_id: int) -> bool:
         wanted = self._wanted.get(symbol_id)
         if wanted is None:
             instrument = self.directory.instruments.get(symbol_id)
-            if instrument is None:  # not defined yet: only a subscriber to everything takes it
+            if instrument is None:
                 return not self._globs
             wanted = not self._globs or any(
                 fnmatch.fnmatchcase(instrument.symbol, glob) or fnmatch.fnmatchcase(instrument.name, glob)
@@ -210,10 +241,6 @@ class Subscription:
         self.close()
 
 
-def _channel_of(item: Frame | Lost | SessionBegin) -> int:
-    return item.header.channel_id if isinstance(item, Frame) else item.channel
-
-
 def subscribe(
     venue: str | None = None,
     symbols: Iterable[str] = (),
@@ -245,6 +272,5 @@ def subscribe(
         allow=allowed(allow),
         via=checked_source(via),
         environ=os.environ,
-        late_join=True,
     )
-    return Subscription(wire, symbols=symbols, types=types, until_done=until_done, late_join=True)
+    return Subscription(wire, symbols=symbols, types=types, until_done=until_done)

@@ -158,7 +158,7 @@ class ChannelJoin:
             self._counters["bad_flags"] += 1
             return
         if header.session_id != self._session or not first:
-            self._counters["unknown_session"] += header.session_id != self._session
+            self._counters["unknown_session"] += 0 < self._session != header.session_id
             return
         try:
             if header.msg_type == MsgType.SPIN_MARK:

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,8 +29,21 @@ class FakeWire:
 
     def __init__(self, *items: Any) -> None:
         self.counters: Counter[str] = Counter()
+        self.statistics: Counter[str] = Counter()
+        self.channels = {7: SimpleNamespace(first=1)}
+        self.left = False
+        self.asked: list[tuple[int, int]] = []
         self.done = True
         self._items = list(items)
+
+    def states(self, _: int) -> dict[int, str]:
+        return dict.fromkeys(self.channels, "live")
+
+    def want_state(self, channel: int, symbol_id: int) -> None:
+        self.asked.append((channel, symbol_id))
+
+    def leave_spin(self) -> None:
+        self.left = True
 
     def poll(self, _: float) -> list[Any]:
         items, self._items = self._items, []
