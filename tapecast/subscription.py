@@ -50,8 +50,10 @@ class Undefined:
         """Keep a frame until its instrument is defined."""
         symbol_id = frame.header.symbol_id
         if self._n_frames >= MAX_BUFFERED_FRAMES or self._n_bytes >= MAX_BUFFERED_BYTES:
-            self.dropped += len(self.release(symbol_id)) or 1
-            return
+            released = self.release(symbol_id)
+            self.dropped += len(released) or 1
+            if not released:  # others take all the room
+                return
         self._held.setdefault(symbol_id, []).append(frame)
         self._n_frames += 1
         self._n_bytes += len(frame.raw)

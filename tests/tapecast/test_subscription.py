@@ -14,7 +14,7 @@ from tapecast.subscription import Subscription, check_types, subscribe
 from tapecast.wire import allowed, checked_source, venues_of
 from udp_protocol.datagram import walk
 from udp_protocol.frame import Frame
-from udp_protocol.sequencing import Lost, SessionBegin
+from udp_protocol.sequencing import Lost, SessionBegin, State
 
 VECTORS = json.loads((Path(__file__).parents[1] / "udp_protocol" / "wire-vectors.json").read_text())
 
@@ -82,9 +82,35 @@ def test_symbols_are_globs_over_both_names(glob: str, heard: bool) -> None:
     assert bool(list(wire)) is heard
 
 
-def test_without_a_definition_a_chosen_symbol_cannot_be_told() -> None:
-    assert not list(subscription(vector("trade_shib"), types=("trade",), symbols=("*",)))
-    assert list(subscription(vector("trade_shib"), types=("trade",)))
+def test_a_chosen_symbol_is_told_when_its_definition_comes_and_nothing_of_it_is_left_out() -> None:
+    trades = [vector("trade_shib", inst_seq=number) for number in (2, 3)]
+    undefined = subscription(*trades, types=("trade",), symbols=("*",))
+    assert not list(undefined)
+    late = subscription(
+        *trades, DEFINITION, vector("trade_shib", inst_seq=4), types=("trade",), symbols=("*",)
+    )
+    assert [entry.inst_seq for entry in late] == [2, 3, 4]
+    assert all(entry.symbol for entry in subscription(*trades, DEFINITION, symbols=("BTC*",)))
+    assert not list(subscription(*trades, DEFINITION, types=("trade",), symbols=("ETH*",)))
+    assert len(list(subscription(*trades, types=("trade",)))) == 2  # who takes everything waits for no name
+
+
+def test_what_waits_for_a_definition_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tapecast.subscription.MAX_BUFFERED_FRAMES", 3)
+    trades = [vector("trade_shib", inst_seq=number) for number in range(2, 9)]
+    wire = subscription(*trades, DEFINITION, types=("trade",), symbols=("*",))
+    assert [entry.inst_seq for entry in wire] == [8]  # a whole end, without a hole
+    assert wire.troubles == {"undefined_dropped": 6}
+
+
+def test_state_of_the_loop_defines_and_an_instrument_has_a_state() -> None:
+    spun = vector("instrument_def_option", symbol_id=17, channel_id=7, flags=3, channel_seq=1240)
+    wire = subscription(BEGIN, vector("trade_shib"), State(spun), symbols=("BTC*",), fold_books=False)
+    wire.wire.channels[7].first = 1234
+    assert [entry.type for entry in wire] == ["instrument", "trade"]
+    assert wire.state_of("deribit", "BTC-USD-251226-120000-C") == "live"
+    with pytest.raises(KeyError, match="not defined"):
+        wire.state_of("deribit", "ETH-USD")
 
 
 def test_a_bad_payload_is_counted_and_the_book_concerned_invalid() -> None:
