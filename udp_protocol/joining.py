@@ -113,6 +113,11 @@ class ChannelJoin:
         instrument = self._instruments.get(symbol_id)
         return instrument is not None and instrument.synced and not instrument.suspect
 
+    def asof(self, symbol_id: int) -> int:
+        """Return the channel number of the state that the instrument's book began with, 0 = none."""
+        instrument = self._instruments.get(symbol_id)
+        return instrument.asof if instrument is not None else 0
+
     def ready(self, first: int) -> bool:
         """Return whether all instruments of the channel are synced; `first`: see `take`."""
         if not self._ready and first:
