@@ -383,7 +383,7 @@ def append_units(
     block: NDArray[np.void], units: bytes, keys: bytes, symbol: int, px_exp: int, qty_exp: int,
     ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
 ) -> int:  # fmt: skip
-    """Append a whole book from objects of one bid and one ask. On any status but OK the batch is as before."""
+    """Append a whole book from objects of a bid and an ask. On any status but OK the batch is as before."""
     batch = block[0]
     first_row = batch.n_rows
     status, n_bids = _units(block, units, keys, px_exp, qty_exp)
