@@ -68,6 +68,62 @@ def test_six_hundred_symbols_lose_no_frame_and_keep_within_shared_memory(
     assert frames == end["frames"] > 100_000
 
 
+def test_twelve_hundred_symbols_over_two_hundred_and_forty_connections(stage: Any, recordings: Path) -> None:
+    """Thirty thousand messages a second on two cores; then all connections are cut at once."""
+    stage.environ["TAPECAST_RECORDINGS"] = str(recordings)
+    stage.environ["TAPECAST__MULTICAST__REPLAY_FRAMES_PER_S"] = "0"
+    stage.environ["TAPECAST__MULTICAST__TAPE__MAX_BYTES"] = str(4 << 30)
+    faults = stage.folder / "faults.toml"
+    faults.write_text('[[fault]]\nat_s = 20\nstream = "*"\ndo = "close"\n')
+    listener = stage.ready("listen", "--json", "--allow", "sim", "--types", "status")
+    feeder = stage.start(
+        "feeder", "binance", "--replay", RECORDING, "--alias", "1200", "--speed", "2", "--faults", faults,
+        "--exit-at-end",
+    )  # fmt: skip
+    pid = feeder.popen.pid
+    feeder.wait_for('"feeding"', timeout_s=240)
+    anonymous, files = 0, set()
+    cut = back = 0.0
+    while feeder.popen.poll() is None:
+        try:
+            anonymous = max(anonymous, status_of(pid, "RssAnon"))
+            files.add(descriptors(pid))
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        if not cut and '"link_down"' in feeder.err:
+            cut = time.monotonic()
+        seen = connections(listener.out)
+        if cut and not back and time.monotonic() - cut > 1 and seen[-1][0] == seen[-1][1] >= 240:
+            back = time.monotonic()
+        time.sleep(0.5)
+    assert feeder.end() == 0, feeder.err[-3000:]
+    end = ended(feeder)
+    assert not end["counters"].keys() & {"no_tape", "rest_429", "rest_418", "connect_failures"}
+    assert anonymous < 400 * 1024  # KiB
+    assert max(files) <= 2 * 264 + 64  # two for each connection that is handed over, and what a process has
+    follower = TapeFollower(stage.shm, "binance.sim")
+    numbers: dict[int, int] = {}
+    frames, waits = 0, []
+    while records := follower.poll():
+        for _, datagram in records:
+            for frame in walk(bytes(datagram), channel=None):
+                header = frame.header
+                assert header.channel_seq == numbers.get(header.channel_id, 0) + 1
+                numbers[header.channel_id] = header.channel_seq
+                frames += 1
+                if header.msg_type in (0x10, 0x12, 0x13):
+                    waits.append(header.ts_send_ns - header.ts_recv_ns)
+    assert not follower.counters
+    assert frames == end["frames"] > 300_000
+    waits.sort()
+    print(
+        f"frames {frames}, send - recv p50 {waits[len(waits) // 2] / 1e3:.0f} us,"
+        f" p99 {waits[len(waits) * 99 // 100] / 1e3:.0f} us, RssAnon {anonymous / 1024:.0f} MiB, back after"
+        f" {back - cut:.1f} s"
+    )
+    assert 0 < back - cut < 60
+
+
 def test_five_hundred_symbols_start_within_every_limit_and_all_come_back(
     stage: Any, recordings: Path
 ) -> None:
