@@ -29,11 +29,12 @@ from keeper.state_loop import StateLoop
 from keeper.states import States
 from keeper.store import Store
 from keeper.warmth import warm_up
-from market_types.configuration import load
+from market_types.configuration import ConfigError, load
 from market_types.places import shm_folder, state_folder
 from market_types.venues import CRYPTO_TEXT_CHANNEL, STOCKS_TEXT_CHANNEL
 from udp_protocol.multicast import GroupSender, MulticastError, group_address
-from udp_protocol.settings import Multicast
+from udp_protocol.security import Sealer, sealer_of
+from udp_protocol.settings import Multicast, Security
 from udp_protocol.tape import TapeError, check_owner
 from udp_protocol.text import Alert, format_line
 
@@ -65,14 +66,19 @@ def run(options: Options, environ: Mapping[str, str], defaults: Path) -> int:
     """
     wire = load(Multicast, "multicast", folder=options.config, environ=environ, defaults=defaults)
     settings = load(KeeperSettings, "keeper", folder=options.config, environ=environ, defaults=defaults)
-    stopped = False
+    stopped = reload = False
 
     def stop(_: int, __: FrameType | None) -> None:
         nonlocal stopped
         stopped = True
 
+    def hang_up(_: int, __: FrameType | None) -> None:
+        nonlocal reload
+        reload = True
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    signal.signal(signal.SIGHUP, hang_up)
     warm_up()
     try:
         with ExitStack() as stack:
@@ -80,6 +86,9 @@ def run(options: Options, environ: Mapping[str, str], defaults: Path) -> int:
             keeper.begin()
             while not stopped:
                 keeper.turn(WAIT_S)
+                if reload:
+                    reload = False
+                    _reseal(keeper, options, environ, defaults)
     except (KeeperError, ServerError, ArchiveError, MulticastError, TapeError, OSError) as error:
         log.error("keeper_failed", error=str(error))
         return 1
@@ -87,11 +96,22 @@ def run(options: Options, environ: Mapping[str, str], defaults: Path) -> int:
     return 0
 
 
+def _reseal(keeper: "Keeper", options: Options, environ: Mapping[str, str], defaults: Path) -> None:
+    """Read the settings again and seal as they say; all others wait for the next start. Never raises."""
+    try:
+        wire = load(Multicast, "multicast", folder=options.config, environ=environ, defaults=defaults)
+        keeper.reseal(wire.security)
+    except ConfigError as error:
+        log.error("configuration_refused", error=str(error))
+        return
+    log.info("sealing", seal=wire.security.seal, key_id=wire.security.key_id)
+
+
 class Keeper:
     """Follows the tapes, answers, tells state, archives; `stack` gives everything back.
 
     Raises KeeperError if another keeper is at work on this host, ServerError, ArchiveError, MulticastError,
-    TapeError and OSError for what it cannot have.
+    TapeError and OSError for what it cannot have, ConfigError for keys that cannot be used.
     """
 
     def __init__(
@@ -115,22 +135,33 @@ class Keeper:
         self._states = States(self._store)
         self._files = stack.enter_context(closing(StateFiles(state / "spin")))
         self._loop = StateLoop(self._states, self._alive, self._spin, self._files, wire.max_datagram)
-        allow = Allowlist((*settings.allow, wire.interface))
+        interfaces = dict.fromkeys(interface for _, interface in wire.lines)
         addresses = [
-            (wire.interface, port) for port in (wire.recovery_port_crypto, wire.recovery_port_stocks)
+            (interface, port)
+            for interface in interfaces
+            for port in (wire.recovery_port_crypto, wire.recovery_port_stocks)
         ]
+        allow = Allowlist((*settings.allow, *interfaces))
         answers = UdpAnswers(self._store, Cookies(secrets.token_bytes(_SECRET_BYTES)), wire.max_datagram)
         self._udp = [
             stack.enter_context(closing(UdpServer(address, answers, allow, self.counters)))
             for address in addresses
         ]
         sources = Sources(self._store, self._states, self._loop, wire.max_datagram)
+        self._sealer: Sealer | None = None
+        self.reseal(wire.security)
         self._tcp = stack.enter_context(closing(TcpServer(addresses, sources, allow, self.counters)))
         self._epoll = stack.enter_context(closing(select.epoll()))
         for descriptor in (*(udp.fileno() for udp in self._udp), self._tcp.fileno()):
             self._epoll.register(descriptor, select.EPOLLIN)
         self._stack = stack
         self._report_ns = 0
+
+    def reseal(self, security: Security) -> None:
+        """Seal answers by UDP and the state loop so from now on. Raises ConfigError."""
+        self._sealer = sealer_of(security)
+        for udp in self._udp:
+            udp.sealer = self._sealer
 
     def begin(self) -> None:
         """Take up the state that was saved, and start the archive."""
@@ -207,7 +238,8 @@ class Keeper:
         """Send a datagram of the state loop."""
         stocks = channel > STOCKS_TEXT_CHANNEL
         port = self._wire.spin_stocks if stocks else self._wire.spin_crypto
-        self._sender.send(datagram, (group_address(self._wire.group_spin, channel), port))
+        sealed = self._sealer(datagram) if self._sealer else datagram
+        self._sender.send(sealed, (group_address(self._wire.group_spin, channel), port))
         self.counters["spin_datagrams"] += 1
 
     def _alert(self, level: str, keyword: str, text: str) -> None:

@@ -8,6 +8,7 @@ import structlog
 from keeper.answers import UdpAnswers
 from keeper.limits import Address, Allowlist
 from udp_protocol.frame import FrameError
+from udp_protocol.security import Sealer
 
 REQUESTS_A_TURN = 64  # the tapes are waiting as well
 DATAGRAMS_PER_MS = 64  # to one client
@@ -27,6 +28,7 @@ class ServerError(Exception):
 class UdpServer:
     """One port.
 
+    sealer    puts the seal on what is sent, None = nothing does; may be changed
     counters  udp_requests, answers by status (udp_ok, udp_cookie and so on), refused_address, what FrameError
               counts, udp_backlog (answers dropped as too many wait), udp_send_drop (refused by the socket)
     Raises ServerError.
@@ -36,6 +38,7 @@ class UdpServer:
         self, address: Address, answers: UdpAnswers, allow: Allowlist, counters: Counter[str]
     ) -> None:
         self.counters = counters
+        self.sealer: Sealer | None = None
         self._answers = answers
         self._allow = allow
         self._waiting: dict[Address, deque[bytes]] = {}
@@ -103,7 +106,8 @@ class UdpServer:
             self._n_waiting -= 1
             self._sent[client] += 1
             try:
-                self._socket.sendto(waiting.popleft(), client)
+                datagram = waiting.popleft()
+                self._socket.sendto(self.sealer(datagram) if self.sealer else datagram, client)
             except OSError:  # no room, or no way: it asks again
                 self.counters["udp_send_drop"] += 1
         if not waiting:

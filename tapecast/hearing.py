@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from market_types.enums import SOURCE_MARKS, MsgType
 from market_types.venues import CRYPTO_TEXT_CHANNEL, STOCKS_TEXT_CHANNEL, TEXT_CHANNELS, valid_channel
-from udp_protocol.datagram import is_text, walk
+from udp_protocol.datagram import UNSEALED, is_text, walk
 from udp_protocol.frame import Frame, FrameError
 from udp_protocol.multicast import Address, GroupReceiver, MulticastError, group_address
 from udp_protocol.payloads import decode
+from udp_protocol.security import Trust, trust_of
 from udp_protocol.settings import Multicast
 from udp_protocol.text import Exchange, Gap, Line, parse_line
 
@@ -70,10 +71,13 @@ class Hearing:
     counters  datagrams and lines that are none, by the names of SPEC.md section 10
     gaps      ranges that any subscriber reported
     problem   why nothing can be heard
+
+    trust  which seals are asked for; None = none
     """
 
-    def __init__(self) -> None:
+    def __init__(self, trust: Trust | None = None) -> None:
         self.counters: Counter[str] = Counter()
+        self._trust = trust
         self.gaps: list[Gap] = []
         self.problem = ""
         self._keys: dict[Address, WriterKey] = {}
@@ -85,7 +89,8 @@ class Hearing:
             if is_text(datagram) and channel in TEXT_CHANNELS:
                 self._take_text(datagram, self._voices[source])
                 return
-            for frame in walk(datagram, channel=channel):
+            policy = self._trust.of(source[0]) if self._trust else UNSEALED
+            for frame in walk(datagram, channel=channel, policy=policy):
                 header = frame.header
                 self._keys[source] = WriterKey(channel, header.session_id, header.flags & SOURCE_MARKS)
                 self._voices[source].add(frame)
@@ -134,11 +139,15 @@ def parse(text: str) -> Line | Counts | None:
 
 
 class Ears:
-    """Members of the writers' lowest channels and of their text channels. Raises MulticastError."""
+    """Members of the writers' lowest channels and of their text channels.
+
+    Raises MulticastError, and ConfigError for keys that cannot be used.
+    """
 
     def __init__(self, keys: Iterable[WriterKey], settings: Multicast) -> None:
         channels = {key.channel for key in keys if valid_channel(key.channel)}
         self._receivers: list[GroupReceiver] = []
+        self._trust = trust_of(settings.security)
         with ExitStack() as undo:
             undo.callback(self.close)
             for port, text_channel, stocks in (
@@ -146,17 +155,18 @@ class Ears:
                 (settings.port_stocks, STOCKS_TEXT_CHANNEL, True),
             ):
                 part = [channel for channel in channels if (channel > STOCKS_TEXT_CHANNEL) == stocks]
-                for prefix in (settings.group_a, settings.group_b):
-                    if part and prefix:
-                        groups = {number: group_address(prefix, number) for number in (text_channel, *part)}
-                        self._receivers.append(
-                            GroupReceiver(groups, port, settings.interface, rcvbuf=settings.rcvbuf_bytes)
+                for prefix, interface in settings.lines if part else ():
+                    groups = {number: group_address(prefix, number) for number in (text_channel, *part)}
+                    self._receivers.append(
+                        GroupReceiver(
+                            groups, port, interface, rcvbuf=settings.rcvbuf_bytes, sources=self._trust.sources
                         )
+                    )
             undo.pop_all()
 
     def listen(self, seconds: float) -> Hearing:
         """Return what comes in so many seconds."""
-        hearing = Hearing()
+        hearing = Hearing(self._trust)
         deadline = time.monotonic() + seconds
         while self._receivers and time.monotonic() < deadline:
             for receiver in self._receivers:

@@ -17,6 +17,7 @@ from udp_protocol.receiver import Receiver
 from udp_protocol.recovery import Recovery
 from udp_protocol.recovery_client import Connection, RecoveryClient
 from udp_protocol.retransmission import state_request
+from udp_protocol.security import Trust
 from udp_protocol.sequencing import NS_PER_MS, NS_PER_S, Item, State
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import sessions_of
@@ -43,8 +44,8 @@ class Source(Protocol):
         """Return requests_udp, requests_tcp and requests_unsent, and how often the keeper fell silent."""
 
     @property
-    def socket_drops(self) -> int:
-        """Return how many datagrams the kernel dropped because this process was too slow."""
+    def counters(self) -> Counter[str]:
+        """Return socket_drops (the kernel's, because this process was too slow) and bad_source."""
 
     def want_state(self, channel: int, symbol_id: int) -> None:
         """Ask the keeper for the state of an instrument, 0 = of all; it comes as State items."""
@@ -94,28 +95,31 @@ class MulticastSource:
     What is missing is asked for at the recovery servers behind them.
     """
 
-    def __init__(self, venues: Sequence[Venue], wire: Multicast, receiver: Receiver, allow: Flag) -> None:
+    def __init__(
+        self, venues: Sequence[Venue], wire: Multicast, receiver: Receiver, allow: Flag, trust: Trust
+    ) -> None:
         self._receiver = receiver
         self._wire = wire
+        self._trust = trust
         self._allow = allow
         self._stocks = {channel: venue.stocks for venue in venues for channel in venue.channels}
         self._epoll = select.epoll()
         self._lines = [
             (line, sockets)
-            for line, prefix in enumerate((wire.group_a, wire.group_b))
-            if prefix
-            for sockets in self._join(prefix, wire.port_crypto, wire.port_stocks)
+            for line, (prefix, interface) in enumerate(wire.lines)
+            for sockets in self._join(prefix, interface, wire.port_crypto, wire.port_stocks)
         ]
-        self._spins = self._join(wire.group_spin, wire.spin_crypto, wire.spin_stocks)
+        self._spins = self._join(wire.group_spin, wire.interface, wire.spin_crypto, wire.spin_stocks)
         self._clients: dict[tuple[str, int], RecoveryClient] = {}
         self._client_of: dict[int, RecoveryClient] = {}
         self._polled_ns = 0
         self.rcvbuf_bytes = min(sockets.rcvbuf_bytes for _, sockets in self._lines)
 
     @property
-    def socket_drops(self) -> int:
+    def counters(self) -> Counter[str]:
         """See `Source`."""
-        return sum(sockets.drops for _, sockets in self._lines)
+        bad_source = sum(sockets.counters["bad_source"] for _, sockets in self._lines)
+        return Counter(socket_drops=sum(sockets.drops for _, sockets in self._lines), bad_source=bad_source)
 
     @property
     def traffic(self) -> Counter[str]:
@@ -167,13 +171,15 @@ class MulticastSource:
             client.close()
         self._epoll.close()
 
-    def _join(self, prefix: str, port_crypto: int, port_stocks: int) -> list[GroupReceiver]:
+    def _join(self, prefix: str, interface: str, port_crypto: int, port_stocks: int) -> list[GroupReceiver]:
         joined = []
         for port, stocks in ((port_crypto, False), (port_stocks, True)):
             channels = [channel for channel, of_stocks in self._stocks.items() if of_stocks == stocks]
             if channels:
                 groups = {channel: group_address(prefix, channel) for channel in channels}
-                sockets = GroupReceiver(groups, port, self._wire.interface, rcvbuf=self._wire.rcvbuf_bytes)
+                sockets = GroupReceiver(
+                    groups, port, interface, rcvbuf=self._wire.rcvbuf_bytes, sources=self._trust.sources
+                )
                 self._epoll.register(sockets.fileno(), select.EPOLLIN)
                 joined.append(sockets)
         return joined
@@ -185,8 +191,7 @@ class MulticastSource:
         address = wire.recovery_host or host, port
         client = self._clients.get(address)
         if client is None:
-            policy = self._receiver.policies.get(address[0], self._receiver.policy)
-            recovery = Recovery(counters, allow=self._allow, policy=policy)
+            recovery = Recovery(counters, allow=self._allow, policy=self._trust.of(address[0]))
             client = self._clients[address] = RecoveryClient(recovery, *address, counters)
             self._epoll.register(client.fileno(), select.EPOLLIN)
         client.recovery.adopt(self._receiver.channels[channel])
@@ -197,9 +202,9 @@ class TcpSource:
     """A keeper's live frames over TCP, where there is no multicast; taken up again where it broke off."""
 
     rcvbuf_bytes = 0
-    socket_drops = 0
 
     def __init__(self, host: str, port: int, receiver: Receiver, allow: Flag) -> None:
+        self.counters: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()  # nothing is asked again: TCP loses nothing
         self._receiver = receiver
         self._epoll = select.epoll()
@@ -251,13 +256,13 @@ class TapeSource:
     """
 
     rcvbuf_bytes = 0
-    socket_drops = 0
 
     def __init__(
         self, venues: Sequence[Venue], base: Path, marks: Flag, wire: Multicast, receiver: Receiver
     ) -> None:
         suffixes = ["", *(f".{mark.name.lower()}" for mark in Flag if mark & marks and mark.name)]
         writers = [venue.name + suffix for venue in venues for suffix in suffixes]
+        self.counters: Counter[str] = Counter()
         self.traffic: Counter[str] = Counter()  # nothing is asked again
         self._receiver = receiver
         self._begun = {session for writer in writers for session in sessions_of(base / writer)}

@@ -8,7 +8,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from market_types.configuration import load
+from market_types.configuration import ConfigError, load
 from market_types.enums import Flag
 from market_types.places import shm_folder
 from market_types.venues import CRYPTO_TEXT_CHANNEL, STOCKS_TEXT_CHANNEL, VENUES, Venue
@@ -17,6 +17,7 @@ from tapecast.errors import UsageError
 from tapecast.sources import TICK_NS, MulticastSource, Source, TapeSource, TcpSource
 from udp_protocol.multicast import GroupSender, group_address
 from udp_protocol.receiver import Receiver
+from udp_protocol.security import trust_of
 from udp_protocol.sequencing import NS_PER_S, ChannelSequencer, Item, Lost
 from udp_protocol.settings import Multicast
 from udp_protocol.text import Gap, format_line
@@ -96,7 +97,10 @@ class LossTeller:
 class Wire:
     """Frames in order from a set of venues, and the state of what was there before, for `tapecast.joining`.
 
+    Seals and senders are checked as `multicast.security` says, by multicast; keys may be changed meanwhile.
+
     via  one of SOURCES, or tcp://HOST:PORT
+    Raises ConfigError for keys that cannot be used.
     """
 
     def __init__(
@@ -110,6 +114,8 @@ class Wire:
     ) -> None:
         self.settings = settings
         channels = [channel for venue in venues for channel in venue.channels]
+        trust = trust_of(settings.security)
+        self._keys = trust.keys
         self._receiver = Receiver(channels, time.monotonic_ns(), allow=allow)
         self._source: Source
         if via.startswith(TCP_SOURCE):
@@ -117,9 +123,11 @@ class Wire:
         elif via == "tape":
             self._source = TapeSource(venues, shm_folder(environ), allow, settings, self._receiver)
         else:
-            self._source = MulticastSource(venues, settings, self._receiver, allow)
+            self._receiver.trust(trust)
+            self._source = MulticastSource(venues, settings, self._receiver, allow, trust)
         self._teller = LossTeller(settings)
-        self._ticked_ns = 0
+        self._ticked_ns = self._refreshed_ns = 0
+        self._bad_keys = 0
 
     @property
     def channels(self) -> dict[int, ChannelSequencer]:
@@ -149,11 +157,8 @@ class Wire:
 
     @property
     def counters(self) -> Counter[str]:
-        """Return the counters of SPEC.md section 10, and socket_drops."""
-        counters = self._receiver.counters
-        if self._source.socket_drops:
-            counters["socket_drops"] = self._source.socket_drops
-        return counters
+        """Return the counters of SPEC.md section 10, socket_drops, bad_keys (changes refused)."""
+        return self._receiver.counters + self._source.counters + Counter(bad_keys=self._bad_keys)
 
     @property
     def rcvbuf_bytes(self) -> int:
@@ -183,10 +188,20 @@ class Wire:
         if now_ns - self._ticked_ns >= TICK_NS:
             self._ticked_ns = now_ns
             self._receiver.tick(now_ns, out)
+        if now_ns - self._refreshed_ns >= NS_PER_S:
+            self._refreshed_ns = now_ns
+            self._refresh_keys()
         for item in out:
             if isinstance(item, Lost):
                 self._teller.tell(item, time.time_ns())
         return out
+
+    def _refresh_keys(self) -> None:
+        """Take keys that were put beside the old ones, and forget those that were taken away."""
+        try:
+            self._keys.refresh()
+        except ConfigError:
+            self._bad_keys += 1
 
     def close(self) -> None:
         """Leave the groups."""

@@ -11,6 +11,7 @@ from market_types.enums import SOURCE_MARKS, Flag
 from udp_protocol.datagram import UNSEALED, is_text, walk
 from udp_protocol.frame import Buffer, Frame, FrameError, flags_ok
 from udp_protocol.seal import SealPolicy
+from udp_protocol.security import Trust
 from udp_protocol.sequencing import LINES, ChannelSequencer, Item, Room, State
 
 
@@ -55,6 +56,11 @@ class Receiver:
         self.policies = dict(policies or {})
         self._sources = frozenset(sources)
         self._refused = int(SOURCE_MARKS & ~allow)
+
+    def trust(self, trust: Trust) -> None:
+        """Check seals and senders as the settings say, from now on."""
+        self.policy, self.policies = trust.policy, dict(trust.policies)
+        self._sources = frozenset(trust.sources)
 
     @property
     def silences(self) -> Counter[str]:

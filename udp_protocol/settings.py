@@ -1,7 +1,7 @@
 """Settings of the wire, `config/multicast.toml`. Defaults: SPEC.md, sections 1, 9 and 13."""
 
 import ipaddress
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -9,6 +9,7 @@ from market_types.configuration import SettingError
 
 Port = Annotated[int, msgspec.Meta(ge=1024, le=65535)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
+SealWord = Literal["none", "crc32", "hmac", "blake2b"]  # weakest first
 
 MIB = 1 << 20
 
@@ -33,15 +34,43 @@ class Archive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_bytes: Annotated[int, msgspec.Meta(ge=128 * MIB)] = 16 * 1024 * MIB  # two files of 64 MiB at least
 
 
+class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Seals, their keys, and who may send (SPEC.md sections 5 and 12).
+
+    seal     what writers and the keeper put on their datagrams
+    key_id   the key they do it with: hmac and blake2b
+    keys     folder of the keys, `<key_id>.key` of 32 bytes each, mode 0600; at most two, of which both are
+             valid, so that one can follow the other; "" = none
+    accept   the weakest seal that is accepted
+    sources  the only addresses whose datagrams are accepted, each with its weakest seal; none = any, `accept`
+    Raises SettingError for what no type forbids.
+    """
+
+    seal: SealWord = "none"
+    key_id: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+    keys: str = ""
+    accept: SealWord = "none"
+    sources: dict[str, SealWord] = {}
+
+    def __post_init__(self) -> None:
+        for source in self.sources:
+            if not _is_ipv4(source):
+                raise SettingError("sources", "IPv4 addresses, each with the weakest seal accepted from it")
+        keyed = {"hmac", "blake2b"} & {self.seal, self.accept, *self.sources.values()}
+        if keyed and not self.keys:
+            raise SettingError("keys", f"the folder of the keys, as {' and '.join(sorted(keyed))} need them")
+
+
 class Multicast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Where frames go. The defaults keep them on this host: loopback, and a ttl of 0.
 
     A group is named by its first three octets, inside 239.255: the channel is the fourth. `group_b` "" means
-    line A only, `recovery_host` "" the source address of the live datagrams, `replay_frames_per_s` 0 no
-    limit. Raises SettingError for what no type forbids.
+    line A only, `interface_b` "" the same interface for both lines, `recovery_host` "" the source address of
+    the live datagrams, `replay_frames_per_s` 0 no limit. Raises SettingError for what no type forbids.
     """
 
     interface: str = "127.0.0.1"  # IPv4 address of it
+    interface_b: str = ""  # of line B
     ttl: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
     group_a: str = "239.255.11"
     group_b: str = ""
@@ -59,10 +88,13 @@ class Multicast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tape: Tape = msgspec.field(default_factory=Tape)
     rings: Rings = msgspec.field(default_factory=Rings)
     archive: Archive = msgspec.field(default_factory=Archive)
+    security: Security = msgspec.field(default_factory=Security)
 
     def __post_init__(self) -> None:
         if not _is_ipv4(self.interface):
             raise SettingError("interface", "the IPv4 address of an interface, such as 127.0.0.1")
+        if self.interface_b and not _is_ipv4(self.interface_b):
+            raise SettingError("interface_b", 'the IPv4 address of an interface, or ""')
         for key in ("group_a", "group_b", "group_spin"):
             prefix = getattr(self, key)
             if not (prefix.startswith("239.255.") and _is_ipv4(f"{prefix}.0")) and (key, prefix) != (
@@ -74,6 +106,12 @@ class Multicast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise SettingError("group_b", f"another group than group_a, {self.group_a}")
         if self.group_spin in (self.group_a, self.group_b):
             raise SettingError("group_spin", "another group than those of the live lines")
+
+    @property
+    def lines(self) -> list[tuple[str, str]]:
+        """Return the groups' prefix and the interface of line A and, if there is one, of line B."""
+        line_a = self.group_a, self.interface
+        return [line_a, (self.group_b, self.interface_b or self.interface)] if self.group_b else [line_a]
 
 
 def _is_ipv4(text: str) -> bool:
