@@ -36,6 +36,7 @@ from recording import CaptureError
 from udp_protocol.datagram import is_text, walk
 from udp_protocol.frame import FrameError
 from udp_protocol.multicast import FenceListener, MulticastError, group_address
+from udp_protocol.security import sealer_of
 from udp_protocol.sequencing import SESSION_BOUND_S
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import TapeError
@@ -210,25 +211,31 @@ class Feeder:
         self._environ = environ
         self._file = f"feeder/{kind}/{options.venue}"
         self._defaults = defaults
+        self._publisher: Publisher | None = None
         self._wire, self._settings = self._load()
         self._markets(options.market)
 
     def _load(self) -> tuple[Multicast, VenueSettings]:
         folder, environ, defaults = self._options.config, self._environ, self._defaults
-        return (
-            load(Multicast, "multicast", folder=folder, environ=environ, defaults=defaults),
-            load(VenueSettings, self._file, folder=folder, environ=environ, defaults=defaults),
-        )
+        wire = load(Multicast, "multicast", folder=folder, environ=environ, defaults=defaults)
+        sealer_of(wire.security)  # a key that cannot be used stops the start, too
+        return wire, load(VenueSettings, self._file, folder=folder, environ=environ, defaults=defaults)
 
     def reload(self) -> None:
-        """Read the configuration again and say what has changed; the next start takes it. Never raises."""
+        """Read the configuration again and say what has changed. Never raises.
+
+        Another seal or key is taken at once, everything else by the next start.
+        """
         try:
             wire, settings = self._load()
+            if self._publisher is not None:
+                self._publisher.reseal(wire.security)
         except ConfigError as error:
             log.error("configuration_refused", error=str(error))
             return
         for key, old, new in difference(self._wire, wire) + difference(self._settings, settings):
-            log.info("configuration_changed", key=key, old=str(old), new=str(new), takes_effect="next start")
+            effect = "now" if key in ("security.seal", "security.key_id", "security.keys") else "next start"
+            log.info("configuration_changed", key=key, old=str(old), new=str(new), takes_effect=effect)
 
     def _markets(self, name: str | None) -> list[Market]:
         """Return the market of that name, all that are configured for None. Raises UsageError."""
@@ -343,6 +350,7 @@ class Feeder:
             quality=self._settings.quality,
             speed_one=bool(self._options.replay) and self._options.speed == "1",
         )
+        self._publisher = publisher
         publisher.start()
         log.info("session", session=session, writer=writer, channels=list(publisher.channels))
         return publisher

@@ -28,7 +28,8 @@ from market_types.venues import Venue
 from udp_protocol.frame import MAGIC, VERSION, Header, pack_header
 from udp_protocol.multicast import GroupSender, group_address
 from udp_protocol.payloads import encode
-from udp_protocol.settings import Multicast
+from udp_protocol.security import sealer_of
+from udp_protocol.settings import Multicast, Security
 from udp_protocol.tape_writer import TapeFolder, TapeWriter
 
 NS_PER_MS = 1_000_000
@@ -47,6 +48,7 @@ class Publisher:
     batch      what adapters fill; publish it with `publish`
     counters   send_drop, emsgsize, no_tape, datagrams
     latency    ts_send - ts_recv in ns, since the last text line
+    Raises ConfigError for a key that cannot be used, and what sockets, tape and rings raise.
     """
 
     def __init__(
@@ -72,11 +74,11 @@ class Publisher:
         self._folder = folder
         self._previous = previous_session
         self._port = wire.port_stocks if venue.stocks else wire.port_crypto
+        self._sealer = sealer_of(wire.security)
         self._lines = [
             (sender, [(group_address(prefix, channel), self._port) for channel in range(MAX_CHANNELS)])
-            for prefix in (wire.group_a, wire.group_b)
-            if prefix
-            for sender in (GroupSender(wire.interface, ttl=wire.ttl),)
+            for prefix, interface in wire.lines
+            for sender in (GroupSender(interface, ttl=wire.ttl),)
         ]
         self._state = lazily_zeroed(WRITER)
         writer = self._state[0]
@@ -154,14 +156,23 @@ class Publisher:
         starts = writer["out_at"][:n_out].tolist()
         sizes = writer["out_len"][:n_out].tolist()
         channels = writer["out_channel"][:n_out].tolist()
+        datagrams: list[memoryview | bytes] = [
+            view[start : start + size] for start, size in zip(starts, sizes, strict=True)
+        ]
+        if self._sealer is not None:
+            datagrams = [self._sealer(datagram) for datagram in datagrams]
         for sender, groups in self._lines:
-            for start, size, channel in zip(starts, sizes, channels, strict=True):
-                sender.send(view[start : start + size], groups[channel])
+            for datagram, channel in zip(datagrams, channels, strict=True):
+                sender.send(datagram, groups[channel])
         self.counters["datagrams"] += n_out
         due = time.monotonic_ns() + BEAT_WAITS_NS[0]
         for channel in set(channels):
             self._beat_at_ns[channel] = due
             self._beat_stage[channel] = 0
+
+    def reseal(self, security: Security) -> None:
+        """Seal what is sent so from now on. Raises ConfigError for a key that cannot be used."""
+        self._sealer = sealer_of(security)
 
     def _take_segment(self, segment: NDArray[np.uint8], view: memoryview, at: int) -> None:
         self._segment, self._view = segment, view
@@ -358,6 +369,8 @@ class Publisher:
             0, now_ns, now_ns, NO_SEQ, count,
         )  # fmt: skip
         datagram = pack_header(header) + payload
+        if self._sealer is not None:
+            datagram = self._sealer(datagram)
         for sender, groups in self._lines:
             sender.send(datagram, groups[channel])
 
