@@ -24,7 +24,7 @@ class Keyring(Mapping[int, bytes]):
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._keys: dict[int, bytes] = {}
-        self._seen: _Stamp = ()
+        self._seen: _Stamp | None = None
         if folder is not None:
             self.refresh()
 

@@ -1,4 +1,4 @@
-"""What the settings of seals and sources mean to writers and receivers. Source: SPEC.md, sections 5 and 12."""
+"""What the settings of seals and sources mean to senders and receivers. Source: SPEC.md, sections 5, 12."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -58,7 +58,7 @@ class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 raise SettingError("sources", "IPv4 addresses, each with the weakest seal accepted from it")
         keyed = {"hmac", "blake2b"} & {self.seal, self.accept, *self.sources.values()}
         if keyed and not self.keys:
-            raise SettingError("keys", f"the folder of the keys, as {' and '.join(sorted(keyed))} need them")
+            raise SettingError("keys", f"the folder of the keys that {' and '.join(sorted(keyed))} need")
 
 
 class Multicast(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
