@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from feeder.fencing import Fenced, greatest_session, silence, stand_guard
 from feeder.fleet import Feed, Fleet
 from feeder.markets import fed_venues, markets_of, speaking
 from feeder.publisher import Publisher
@@ -27,24 +28,21 @@ from feeder.standin import Ready, StandIn, StandInError
 from feeder.venues.base import Market, Shared
 from feeder.warmth import warm_up
 from market_types.configuration import ConfigError, SettingError, difference, load
-from market_types.enums import SOURCE_MARKS, EndReason, Flag
+from market_types.enums import EndReason, Flag
 from market_types.places import shm_folder, state_folder
 from market_types.registry import RegistryError, SymbolRegistry
 from market_types.shared_memory import SharedMemoryError
-from market_types.venues import VENUES, Venue
+from market_types.venues import VENUES
 from recording import CaptureError
-from udp_protocol.datagram import is_text, walk
-from udp_protocol.frame import FrameError
-from udp_protocol.multicast import FenceListener, MulticastError, group_address
+from udp_protocol.fencing import Rival
+from udp_protocol.multicast import MulticastError
 from udp_protocol.security import sealer_of
-from udp_protocol.sequencing import SESSION_BOUND_S
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import TapeError
 from udp_protocol.tape_writer import TapeFolder
 
 log = structlog.get_logger()
 
-LISTEN_S = 0.35  # to our own groups before a session number is chosen
 SNAPSHOT_GRACE_S = 5.0
 END_HEARTBEATS_S = 2.0
 SOURCE_WORDS = {Flag(0): "live", Flag.REPLAY: "replay", Flag.SIM: "sim"}
@@ -101,15 +99,16 @@ async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> i
     feeder = Feeder(options, environ, defaults)
     loop.add_signal_handler(signal.SIGHUP, feeder.reload)
     try:
-        async with AsyncExitStack() as stack:
-            session = await _until(stop, feeder.open(stack))
-            if session is not None:
-                reason = EndReason.FAULT
-                try:
-                    await _until(stop, session.feed())
-                    reason = EndReason.PLANNED
-                finally:
-                    await session.end(reason)
+        while True:
+            try:
+                await _one_session(feeder, stop)
+            except Fenced as fenced:
+                log.error("fenced", session=fenced.rival.session, source=fenced.rival.source)
+                await _until(stop, feeder.wait_for_the_other(fenced.rival))
+            else:
+                return 0
+            if stop.is_set():
+                return 0
     except StandInError as error:
         log.error("stand_in_failed", error=str(error))
         return error.exit_code
@@ -118,7 +117,22 @@ async def run(options: Options, environ: Mapping[str, str], defaults: Path) -> i
     except (TapeError, RegistryError, MulticastError, SharedMemoryError) as error:
         log.error("start_refused", error=str(error))
         return 1
-    return 0
+
+
+async def _one_session(feeder: "Feeder", stop: asyncio.Event) -> None:
+    """Begin a session, feed it until told to stop or to the end of the recording, and end it.
+
+    Raises Fenced when another writer is at work on its channels.
+    """
+    async with AsyncExitStack() as stack:
+        session = await _until(stop, feeder.open(stack))
+        if session is not None:
+            reason = EndReason.FAULT
+            try:
+                await _until(stop, session.feed())
+                reason = EndReason.PLANNED
+            finally:
+                await session.end(reason)
 
 
 async def record(options: RecordOptions, environ: Mapping[str, str], defaults: Path) -> int:
@@ -212,6 +226,7 @@ class Feeder:
         self._file = f"feeder/{kind}/{options.venue}"
         self._defaults = defaults
         self._publisher: Publisher | None = None
+        self._rival = 0  # the greatest session heard of others
         self._wire, self._settings = self._load()
         self._markets(options.market)
 
@@ -262,6 +277,7 @@ class Feeder:
             levels_max=self._settings.book_levels_max,
         )
         runner.begin()
+        runner.watch(asyncio.create_task(stand_guard(publisher)))
         rosters = self.rosters(runner, runner, feeds, foreign=source.foreign, ready=ready)
         return Session(publisher, runner, rosters, self._settings.refresh_s, source.stand_in, ready, listed)
 
@@ -331,14 +347,21 @@ class Feeder:
         offered = ready.streams if ready else None
         return [Roster(fleet, definer, feed, choice, registry, offered) for feed in feeds]
 
+    async def wait_for_the_other(self, rival: Rival) -> None:
+        """Return when nothing was heard of another writer for 3 s; the next session is greater than its."""
+        publisher = self._publisher
+        assert publisher is not None
+        self._rival = max(self._rival, await silence(self._wire, publisher, rival))
+
     async def _begin(self, marks: Flag) -> Publisher:
         """Take the tape's lock, choose a session number and send SESSION_START."""
         writer = self._venue.name + WRITER_SUFFIX[marks]
         folder = TapeFolder(shm_folder(self._environ), writer)
         store = SessionStore(state_folder(self._environ) / "sessions", writer)
-        seen = await _greatest_session_heard(self._venue, self._wire, self._settings.n_channels, marks)
+        channels = range(self._venue.first_channel, self._venue.first_channel + self._settings.n_channels)
+        self._rival = max(self._rival, await greatest_session(self._wire, channels, marks))
         previous = store.last
-        session = store.next(max(seen, folder.last_session), int(time.time()))
+        session = store.next(max(self._rival, folder.last_session), int(time.time()))
         publisher = Publisher(
             self._venue,
             self._wire,
@@ -354,27 +377,6 @@ class Feeder:
         publisher.start()
         log.info("session", session=session, writer=writer, channels=list(publisher.channels))
         return publisher
-
-
-async def _greatest_session_heard(venue: Venue, wire: Multicast, n_channels: int, marks: Flag) -> int:
-    """Listen to our own groups: another writer's session has to be exceeded. 0 if nobody is heard."""
-    channels = range(venue.first_channel, venue.first_channel + n_channels)
-    groups = {channel: group_address(wire.group_a, channel) for channel in channels}
-    port = wire.port_stocks if venue.stocks else wire.port_crypto
-    refused = SOURCE_MARKS & ~marks
-    seen = 0
-    with closing(FenceListener(groups, port, wire.interface, ())) as listener:
-        await asyncio.sleep(LISTEN_S)
-        for channel, datagram, _ in listener.receive(limit=10_000, timeout_s=0.0):
-            if is_text(datagram):
-                continue
-            try:
-                header = walk(datagram, channel=channel)[0].header
-            except FrameError:
-                continue
-            if not header.flags & refused and header.session_id <= int(time.time()) + SESSION_BOUND_S:
-                seen = max(seen, header.session_id)
-    return seen
 
 
 def refuse_nothing(rosters: Sequence[Roster]) -> None:
@@ -462,8 +464,15 @@ class Session:
         return all(link.ended or (done and not link.connected) for link in self._runner.links)
 
     async def end(self, reason: EndReason) -> None:
-        """Publish what was received, then the end of the session, and beat it for two seconds."""
+        """Publish what was received, then the end of the session, and beat it for two seconds.
+
+        A session that another writer took the channels from has no end.
+        """
         runner, publisher = self._runner, self._publisher
+        if publisher.fenced:
+            await runner.stop()
+            runner.still()
+            return
         deadline_ns = time.monotonic_ns() + int(SNAPSHOT_GRACE_S * 1e9)
         while runner.ends_with_recording and runner.syncing and time.monotonic_ns() < deadline_ns:
             await asyncio.sleep(0.01)

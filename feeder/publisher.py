@@ -25,12 +25,15 @@ from market_types.listing import ListingHead, write_listing
 from market_types.ring_writer import open_rings
 from market_types.rings import source_word
 from market_types.venues import Venue
-from udp_protocol.frame import MAGIC, VERSION, Header, pack_header
+from udp_protocol.fencing import Rival
+from udp_protocol.frame import MAGIC, VERSION, Buffer, Header, pack_header
+from udp_protocol.guard import Guard
 from udp_protocol.multicast import GroupSender, group_address
 from udp_protocol.payloads import encode
 from udp_protocol.security import sealer_of
 from udp_protocol.settings import Multicast, Security
 from udp_protocol.tape_writer import TapeFolder, TapeWriter
+from udp_protocol.text import Alert, format_line
 
 NS_PER_MS = 1_000_000
 NS_PER_S = 1_000_000_000
@@ -48,6 +51,7 @@ class Publisher:
     batch      what adapters fill; publish it with `publish`
     counters   send_drop, emsgsize, no_tape, datagrams
     latency    ts_send - ts_recv in ns, since the last text line
+    fenced     another writer is at work on the channels: nothing is sent any more
     Raises ConfigError for a key that cannot be used, and what sockets, tape and rings raise.
     """
 
@@ -124,6 +128,7 @@ class Publisher:
         self._beat_stage = dict.fromkeys(self.channels, 0)
         self._n_instruments = dict.fromkeys(self.channels, 0)
         self._ended = False
+        self.fenced = False
         self._clock_offset_ns = time.time_ns() - time.monotonic_ns()
         self._unsync_until_ns = 0
 
@@ -132,6 +137,9 @@ class Publisher:
     def publish(self, batch: Batch) -> None:
         """Put everything that waits in the batch on the wire, and clear it."""
         if not batch.n_events:
+            return
+        if self.fenced:
+            batch.clear()
             return
         self._quality.inspect(batch)
         state = self._state
@@ -212,7 +220,8 @@ class Publisher:
         return int(begins[0][1][channel])
 
     def _pulse(self) -> None:
-        self._tape.pulse(time.monotonic_ns())
+        if not self.fenced:
+            self._tape.pulse(time.monotonic_ns())
 
     @property
     def frames(self) -> int:
@@ -252,6 +261,44 @@ class Publisher:
             self.batch.encoded(MsgType.SESSION_END, payload, count, time.time_ns(), channel=channel)
         self.publish(self.batch)
         self._ended = True
+
+    # ---------------------------------------------------------------- another writer
+
+    def fence(self, rival: Rival) -> None:
+        """Send nothing more, for another writer is at work on our channels, but an ALERT that says so."""
+        self.fenced = True
+        field = (
+            f"writer={self._folder.path.name} session={self.session_id} by={rival.session} of={rival.source}"
+        )
+        self.text([format_line(Alert("crit", "FENCED", field, time.time_ns()))])
+
+    def guard(self) -> Guard:
+        """Return ears on our own groups. Raises MulticastError."""
+        return Guard(
+            self._wire,
+            self.channels,
+            self.marks,
+            session=self.session_id,
+            own_ports=[sender.port for sender, _ in self._lines],
+            next_number=lambda channel: int(self._state[0]["next_seq"][channel]),
+            differs=self.differs,
+        )
+
+    def differs(self, channel: int, number: int, frame: Buffer) -> bool:
+        """Return whether the tape has another frame with this number of ours at a datagram's beginning.
+
+        What lies in older segments, or within a datagram, is not looked for.
+        """
+        if self._state[0]["no_tape"]:
+            return False
+        n_words = int(self._state[0]["tape_at"]) // 8  # records and so datagrams begin at multiples of 8
+        words = self._segment[: n_words * 8].view("<i8")
+        for word in np.flatnonzero(words == number).tolist():
+            at = word * 8 - 8
+            held = bytes(self._view[at : at + len(frame)])
+            if held[:2] == bytes(frame[:2]) and held[30] == channel:
+                return held != bytes(frame)
+        return False
 
     def close(self) -> None:
         """Give tape, rings and sockets back."""
@@ -342,7 +389,8 @@ class Publisher:
         """Send the heartbeats that are due and return when the next one is (both monotonic ns)."""
         for channel, due in self._beat_at_ns.items():
             if due <= now_ns:
-                self._send_heartbeat(channel)
+                if not self.fenced:
+                    self._send_heartbeat(channel)
                 self._beat_stage[channel] = stage = min(self._beat_stage[channel] + 1, len(BEAT_WAITS_NS) - 1)
                 self._beat_at_ns[channel] = now_ns + BEAT_WAITS_NS[stage]
         self._pulse()

@@ -8,7 +8,7 @@ from typing import Protocol
 from udp_protocol.defining import ChannelDefinitions
 from udp_protocol.frame import Frame
 from udp_protocol.joining import ChannelJoin, Folded
-from udp_protocol.ordering import NS_PER_S, Item, Room, State
+from udp_protocol.ordering import MAX_BUFFERED_FRAMES, NS_PER_S, Item, Room, State
 from udp_protocol.sequencing import ChannelSequencer
 
 LOOK_NS = NS_PER_S // 5  # between looks at what is missing
@@ -32,13 +32,15 @@ class Joining:
     """The late joins of all channels of a wire (SPEC.md section 8).
 
     books     books are kept: state and frames are put together; else definitions alone are wanted
+    max_held  frames of books that are not known yet, a channel
     counters  those of `ChannelJoin` and `ChannelDefinitions`
     """
 
-    def __init__(self, wire: Joinable, *, books: bool) -> None:
+    def __init__(self, wire: Joinable, *, books: bool, max_held: int = MAX_BUFFERED_FRAMES) -> None:
         self.counters: Counter[str] = Counter()
         self._wire = wire
         self._books = books
+        self._max_held = max_held
         self._room = Room()
         self._joins: dict[int, ChannelJoin | ChannelDefinitions] = {}
         self._now_ns = time.monotonic_ns()
@@ -50,7 +52,7 @@ class Joining:
         join = self._joins.get(channel)
         if join is None:
             join = self._joins[channel] = (
-                ChannelJoin(self.counters, self._room, self._now_ns)
+                ChannelJoin(self.counters, self._room, self._now_ns, self._max_held)
                 if self._books
                 else ChannelDefinitions(self.counters, self._now_ns)
             )

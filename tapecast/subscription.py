@@ -21,6 +21,7 @@ from udp_protocol.sequencing import Lost, SessionBegin
 
 POLL_S = 0.05
 KEPT_GAPS = 10_000
+FEW_HELD = 4_096  # frames a channel, where no state will come
 
 _FACTS = frozenset((MsgType.INSTRUMENT_DEF, MsgType.STATS))
 _TYPE_WORDS = {*TYPES.values(), "lost"}
@@ -78,6 +79,8 @@ class Subscription:
     stats  counters: entries by type, `troubles`, line_a_down, line_b_down and stale (how often lines and
            channels fell silent), requests_udp, requests_tcp, requests_unsent, keeper_down
     state  live, recovering (frames are missing) or stale (nothing came for a second), by channel
+
+    late_join  there is a keeper that knows what was there before us; else books begin where the wire does
     """
 
     def __init__(
@@ -88,6 +91,7 @@ class Subscription:
         types: Iterable[str] = (),
         until_done: bool = False,
         fold_books: bool = True,
+        late_join: bool = True,
     ) -> None:
         self.wire = wire
         self.gaps: deque[Entry] = deque(maxlen=KEPT_GAPS)
@@ -96,7 +100,9 @@ class Subscription:
         self._types = check_types(types)
         self._until_done = until_done
         self._books = L2Books() if fold_books else None
-        self._joining = Joining(wire, books=fold_books)
+        self._late_join = late_join
+        held = MAX_BUFFERED_FRAMES if late_join else FEW_HELD
+        self._joining = Joining(wire, books=fold_books, max_held=held)
         self._undefined = Undefined()
         self._wanted: dict[int, bool] = {0: True}
         self._counts: Counter[str] = Counter()  # entries by type
@@ -138,7 +144,8 @@ class Subscription:
     @property
     def stats(self) -> dict[str, int]:
         """Return the counters described above."""
-        return {**self._counts, **self.troubles, **self.wire.statistics}
+        statistics = self.wire.statistics if self._late_join else {}
+        return {**self._counts, **self.troubles, **statistics}
 
     @property
     def troubles(self) -> Counter[str]:
@@ -159,7 +166,8 @@ class Subscription:
                 self._books.reset(item.channel)
             for found in self._joining.take(item):
                 self._fold(found, out)
-        self._joining.step(time.monotonic_ns())
+        if self._late_join:
+            self._joining.step(time.monotonic_ns())
         return out
 
     def _fold(self, found: Folded, out: list[Entry]) -> None:

@@ -10,13 +10,14 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 import orjson
 
+from feeder.fencing import Fenced
 from feeder.publisher import Publisher
 from feeder.runner import Pacer
 from feeder.sessions import SessionStore
@@ -41,17 +42,16 @@ from tapecast.tape_batch import Refill
 from tapecast.tape_stretch import Origin, Stretch, origin_of
 from tapecast.tapes import TapeReader, segments_at
 from tapecast.wire import settings_of
-from udp_protocol.datagram import walk
 from udp_protocol.frame import Frame, FrameError, Header
-from udp_protocol.multicast import FenceListener, group_address
+from udp_protocol.guard import LISTEN_S, LOOK_S, Guard
+from udp_protocol.multicast import MulticastError
 from udp_protocol.payloads import decode, max_payload
-from udp_protocol.sequencing import SESSION_BOUND_S, Lost
+from udp_protocol.sequencing import Lost
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import TapeError
 from udp_protocol.tape_writer import TapeFolder
 
 NS_PER_S = 1_000_000_000
-LISTEN_S = 0.35  # to our own groups before a session number is chosen
 END_HEARTBEATS_S = 2.0
 
 _SESSION_TYPES = frozenset((int(MsgType.SESSION_START), int(MsgType.SESSION_END)))
@@ -85,12 +85,12 @@ def play(
         raise UsageError(f"{path}: no frame between --from and --to; `tapecast tape inspect` shows its times")
     warm_up()
     try:
-        with closing(open_session(origin, wire, environ)) as publisher:
-            player = Player(publisher, wire, speed)
+        with closing(open_session(origin, wire, environ)) as publisher, closing(publisher.guard()) as guard:
+            player = Player(publisher, guard, wire, speed)
             _say({"ready": True, "session": publisher.session_id, "channels": list(publisher.channels)})
             with player.signals():
                 player.run(stretch)
-    except (TapeError, SharedMemoryError) as error:
+    except (TapeError, SharedMemoryError, MulticastError, Fenced) as error:
         print(f"tapecast: {error}", file=sys.stderr)
         return 1
     for damage in reader.damage:
@@ -123,20 +123,13 @@ def open_session(origin: Origin, wire: Multicast, environ: Mapping[str, str]) ->
 
 def _greatest_heard(origin: Origin, wire: Multicast) -> int:
     """Listen to the groups: another session with our marks has to be exceeded. 0 if there is none."""
-    venue, now_s = origin.venue, int(time.time())
-    channels = range(venue.first_channel, venue.first_channel + origin.n_channels)
-    groups = {channel: group_address(wire.group_a, channel) for channel in channels}
-    port = wire.port_stocks if venue.stocks else wire.port_crypto
-    greatest = 0
-    with closing(FenceListener(groups, port, wire.interface, ())) as listener:
-        time.sleep(LISTEN_S)
-        for channel, datagram, _ in listener.receive(limit=10_000, timeout_s=0.0):
-            with suppress(FrameError):
-                header = walk(datagram, channel=channel)[0].header
-                ours = not header.flags & int(SOURCE_MARKS & ~origin.marks)
-                if ours and header.session_id <= now_s + SESSION_BOUND_S:
-                    greatest = max(greatest, header.session_id)
-    return greatest
+    first = origin.venue.first_channel
+    with closing(Guard(wire, range(first, first + origin.n_channels), origin.marks)) as guard:
+        deadline = time.monotonic() + LISTEN_S
+        while time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+            guard.look()
+        return guard.greatest
 
 
 class Player:
@@ -146,9 +139,11 @@ class Player:
               unknown_type, bad_payload
     """
 
-    def __init__(self, publisher: Publisher, wire: Multicast, speed: float) -> None:
+    def __init__(self, publisher: Publisher, guard: Guard, wire: Multicast, speed: float) -> None:
         self.counters: Counter[str] = Counter()
         self._publisher = publisher
+        self._guard = guard
+        self._look_ns = 0
         self._batch = publisher.batch
         self._refill = Refill(publisher.batch, publisher.publish)
         self._speed = speed
@@ -175,14 +170,18 @@ class Player:
                 signal.signal(number, handler)
 
     def run(self, stretch: Stretch) -> None:
-        """Play to the end of the stretch, or until told to stop; then end the session. Raises UsageError."""
+        """Play to the end of the stretch, or until told to stop; then end the session.
+
+        Raises UsageError, and Fenced when another writer is at work on the channels.
+        """
         reason = EndReason.FAULT
         try:
             self._play(stretch)
             reason = EndReason.PLANNED
         finally:
-            self._publisher.end(reason)
-            self._wait(time.monotonic_ns() + int(END_HEARTBEATS_S * NS_PER_S), ending=True)
+            if not self._publisher.fenced:
+                self._publisher.end(reason)
+                self._wait(time.monotonic_ns() + int(END_HEARTBEATS_S * NS_PER_S), ending=True)
 
     def _play(self, stretch: Stretch) -> None:
         first = stretch.begins
@@ -222,6 +221,11 @@ class Player:
             now_ns = time.monotonic_ns()
             if self._publisher.next_beat_ns <= now_ns:
                 self._publisher.beat(now_ns)
+            if now_ns >= self._look_ns:
+                self._look_ns = now_ns + int(LOOK_S * NS_PER_S)
+                if (rival := self._guard.look()) is not None:
+                    self._publisher.fence(rival)
+                    raise Fenced(rival)
             if now_ns >= self._second_ns:
                 self._second_ns += NS_PER_S
                 self._publisher.second()

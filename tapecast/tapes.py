@@ -313,4 +313,6 @@ def unrolled(
 ) -> Subscription:
     """Return a subscription to what is not a wire but has a wire's `poll`, `done`, `counters` and `close`."""
     wire = cast("Wire", reader)
-    return Subscription(wire, symbols=symbols, types=types, until_done=True, fold_books=fold_books)
+    return Subscription(
+        wire, symbols=symbols, types=types, until_done=True, fold_books=fold_books, late_join=False
+    )

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 Address = tuple[str, int]  # host, port
 
@@ -20,10 +21,13 @@ _IP_ADD_SOURCE_MEMBERSHIP = 39
 _IP_MULTICAST_ALL = 49
 _SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE, _SO_RCVBUFFORCE = 32, 33
+_SO_TIMESTAMPNS = 35  # asked for and given as this
 _SO_RXQ_OVFL = 40
 
 _DROP_COUNT = struct.Struct("=I")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_DROP_COUNT.size)
+_STAMP = struct.Struct("@ll")  # struct timespec
+_STAMPED_BYTES = _ANCILLARY_BYTES + socket.CMSG_SPACE(_STAMP.size)
 
 _UNSENT = {  # by errno; a datagram that was not sent is on the tape, receivers ask for it
     errno.EAGAIN: "send_drop",
@@ -171,12 +175,22 @@ class GroupReceiver:
                 data, ancillary, flags, source = opened.recvmsg(_READ_BYTES, _ANCILLARY_BYTES)
             except BlockingIOError:
                 return
-            if ancillary:
-                self.drops_of[channel] = _DROP_COUNT.unpack(ancillary[0][2])[0]
+            for _, kind, held in ancillary:
+                if kind == _SO_RXQ_OVFL:
+                    (self.drops_of[channel],) = _DROP_COUNT.unpack(held)
             if self._sources and source[0] not in self._sources:
                 self.counters["bad_source"] += 1
             else:
                 out.append((channel, b"" if flags & socket.MSG_TRUNC else data, source))
+
+
+class Heard(NamedTuple):
+    """A datagram, and when the kernel got it."""
+
+    channel: int
+    datagram: bytes
+    source: Address
+    at_ns: int  # since the epoch
 
 
 class FenceListener(GroupReceiver):
@@ -187,9 +201,33 @@ class FenceListener(GroupReceiver):
     """
 
     def __init__(
-        self, groups: Mapping[int, str], port: int, interface: str, own_source_ports: Sequence[int]
+        self,
+        groups: Mapping[int, str],
+        port: int,
+        interface: str,
+        own_source_ports: Sequence[int],
+        *,
+        sources: Sequence[str] = (),
     ) -> None:
-        super().__init__(groups, port, interface, rcvbuf=MIB // 4, deaf_to=own_source_ports)
+        super().__init__(groups, port, interface, rcvbuf=MIB // 4, sources=sources, deaf_to=own_source_ports)
+        for _, opened in self._sockets.values():
+            _set(opened, socket.SOL_SOCKET, "SO_TIMESTAMPNS", _SO_TIMESTAMPNS, 1)
+
+    def hear(self, limit: int) -> list[Heard]:
+        """Return what waits, up to `limit` datagrams of each group; never waits itself."""
+        out: list[Heard] = []
+        for descriptor, _ in self._epoll.poll(0):
+            channel, opened = self._sockets[descriptor]
+            for _ in range(limit):
+                try:
+                    data, ancillary, flags, source = opened.recvmsg(_READ_BYTES, _STAMPED_BYTES)
+                except BlockingIOError:
+                    break
+                stamps = [_STAMP.unpack(held) for _, kind, held in ancillary if kind == _SO_TIMESTAMPNS]
+                if stamps and not flags & socket.MSG_TRUNC:
+                    (seconds, ns), *_ = stamps
+                    out.append(Heard(channel, data, source, seconds * 10**9 + ns))
+        return out
 
 
 @contextlib.contextmanager

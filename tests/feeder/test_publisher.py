@@ -16,6 +16,7 @@ from market_types.enums import Aggressor, EndReason, Flag, MarketKind, MsgType, 
 from market_types.instruments import Instrument
 from market_types.venues import VENUES
 from udp_protocol.datagram import is_text, walk
+from udp_protocol.fencing import Rival
 from udp_protocol.frame import Frame
 from udp_protocol.payloads import decode
 from udp_protocol.settings import Multicast
@@ -223,3 +224,40 @@ def test_a_step_of_the_clock_is_marked(made: tuple[Publisher, Path], monkeypatch
     trade(publisher, 2)
     assert [frame.header.flags & Flag.CLOCK_UNSYNC for frame in frames()] == [0, Flag.CLOCK_UNSYNC]
     assert [keyword for _, keyword, _ in publisher.batch.alerts] == ["CLOCK_STEP"]
+
+
+def test_frames_under_our_name_are_compared_with_the_tape(made: tuple[Publisher, Path]) -> None:
+    publisher, _ = made
+    publisher.start()
+    publisher.define([INSTRUMENT])
+    for number in range(20):
+        trade(publisher, number)
+    sent = [frame for frame in frames() if frame.header.channel_id == INSTRUMENT.channel]
+    for frame in sent:
+        number = frame.header.channel_seq
+        assert not publisher.differs(INSTRUMENT.channel, number, frame.raw)
+        forged = bytes(frame.raw[:-1]) + bytes([frame.raw[-1] ^ 1])
+        assert publisher.differs(INSTRUMENT.channel, number, forged)
+    assert not publisher.differs(INSTRUMENT.channel, 10**6, sent[-1].raw)  # not there: nothing can be said
+
+
+def test_a_fenced_writer_says_so_and_sends_nothing_more(made: tuple[Publisher, Path]) -> None:
+    publisher, base = made
+    publisher.start()
+    publisher.define([INSTRUMENT])
+    trade(publisher, 1)
+    follower = TapeFollower(base, "binance.replay")
+    n_records, n_sent = len(follower.poll()), len(frames())
+    publisher.fence(Rival(SESSION + 5, 3, "10.0.0.2"))
+    (alert,) = [raw for raw, _ in lines[0] if is_text(raw)]
+    assert alert.startswith(
+        b"ALERT|crit|FENCED|writer=binance.replay session=1763683199 by=1763683204 of=10.0.0.2|"
+    )
+    trade(publisher, 2)
+    publisher.define([INSTRUMENT])
+    publisher.beat(time.monotonic_ns() + 10**9)
+    publisher.end(EndReason.PLANNED)
+    assert len(frames()) == n_sent
+    assert not follower.poll()
+    assert len(lines[0]) == len(lines[1])
+    assert n_records > 0

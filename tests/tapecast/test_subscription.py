@@ -98,7 +98,7 @@ def test_a_chosen_symbol_is_told_when_its_definition_comes_and_nothing_of_it_is_
 def test_what_waits_for_a_definition_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tapecast.subscription.MAX_BUFFERED_FRAMES", 3)
     trades = [vector("trade_shib", inst_seq=number) for number in range(2, 9)]
-    wire = subscription(*trades, DEFINITION, types=("trade",), symbols=("*",))
+    wire = subscription(*trades, DEFINITION, types=("trade",), symbols=("*",), fold_books=False)
     assert [entry.inst_seq for entry in wire] == [8]  # a whole end, without a hole
     assert wire.troubles == {"undefined_dropped": 6}
 

@@ -308,7 +308,7 @@ def test_a_stretch_never_begins_inside_an_event(archive: Any, datagrams: list[by
 
 
 class Deaf:
-    """A publisher that nobody hears."""
+    """A publisher that nobody hears, and that hears nobody."""
 
     next_beat_ns = 2**63
     frames = 0
@@ -319,6 +319,9 @@ class Deaf:
         self.desk = Desk(self.venue, Flag.REPLAY, 7, 1360)
         self.batch = self.desk.batch
         self.items: list[Any] = []
+
+    def look(self) -> None:
+        return None
 
     def publish(self, _: Any) -> None:
         self.items += self.desk.take(1)
@@ -349,7 +352,7 @@ def test_no_frame_of_a_tape_raises_out_of_a_play(datagrams: list[bytes], data: s
     with tempfile.TemporaryDirectory() as folder:
         segments = segments_at(write(Path(folder) / "archive", changed, 5))
         publisher: Any = Deaf()
-        player = tape_play.Player(publisher, Multicast(replay_frames_per_s=0), float("inf"))
+        player = tape_play.Player(publisher, publisher, Multicast(replay_frames_per_s=0), float("inf"))
         stretch = Stretch(TapeReader(segments), None, None)
         if stretch.begins is not None:
             with contextlib.suppress(UsageError):
