@@ -10,6 +10,7 @@ from tapecast.bench.books import book
 from tapecast.bench.captures import recordings_folder
 from tapecast.bench.decoding import decode
 from tapecast.bench.figures import BenchError, Figure
+from tapecast.bench.keeper import keeper
 from tapecast.bench.latency import latency
 from tapecast.bench.machine import this_machine
 from tapecast.bench.path import path
@@ -28,6 +29,7 @@ BENCHMARKS: dict[str, Callable[[Scale], Iterator[Figure]]] = {
     "decode": decode,
     "book": book,
     "tape": tape,
+    "keeper": keeper,
     "multicast": multicast,
     "start": start,
     "peers": peers,
