@@ -14,8 +14,8 @@ from udp_protocol.security import trust_of
 from udp_protocol.settings import Multicast
 
 LISTEN_S: Final = 0.35  # before a session number is chosen
-LOOK_S: Final = 0.05  # between looks
-PER_LOOK: Final = 32  # datagrams a channel and line: a flood costs no more than this
+LOOK_S: Final = 0.1  # between looks
+PER_LOOK: Final = 64  # datagrams a line: a flood costs no more than reading so many
 
 _REFRESH_NS = 1_000_000_000
 

@@ -214,11 +214,12 @@ class FenceListener(GroupReceiver):
             _set(opened, socket.SOL_SOCKET, "SO_TIMESTAMPNS", _SO_TIMESTAMPNS, 1)
 
     def hear(self, limit: int) -> list[Heard]:
-        """Return what waits, up to `limit` datagrams of each group; never waits itself."""
+        """Return what waits, up to `limit` datagrams, an even share from each group; never waits itself."""
         out: list[Heard] = []
-        for descriptor, _ in self._epoll.poll(0):
+        ready = self._epoll.poll(0, limit)
+        for descriptor, _ in ready:
             channel, opened = self._sockets[descriptor]
-            for _ in range(limit):
+            for _ in range(limit // len(ready)):
                 try:
                     data, ancillary, flags, source = opened.recvmsg(_READ_BYTES, _STAMPED_BYTES)
                 except BlockingIOError:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from keeper import connection as connection_module
+from keeper import server_tcp
 from keeper.main import Keeper
 from keeper.settings import KeeperSettings
 from market_types.enums import Flag
@@ -19,6 +21,7 @@ from tapecast.folding import Folding
 from tapecast.joining import Joining
 from tapecast.wire import Wire
 from udp_protocol.datagram import walk
+from udp_protocol.frame import Frame
 from udp_protocol.ordering import NS_PER_S, Item
 from udp_protocol.receiver import Receiver
 from udp_protocol.recovery import Recovery
@@ -175,3 +178,41 @@ def test_a_receiver_asks_for_the_rest_of_a_short_answer_and_gives_nothing_up(
     assert [bytes(item.raw) for item in out] == frames[:n]
     assert sequencer.lost == 0
     assert recovery.traffic["udp"] > -(-n // 256), "no answer was cut short"
+
+
+def test_a_tcp_client_that_stalls_is_closed_and_comes_back_without_loss(
+    keeper: Keeper, wire: Multicast, feed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_module, "STALLED_NS", NS_PER_S // 5)
+    monkeypatch.setattr(server_tcp, "_SEND_BUFFER_BYTES", 4096)
+    made = feed().play(200)
+    follow(keeper, made)
+    via = f"tcp://{HOST}:{wire.recovery_port_crypto}"
+    items: list[Item] = []
+    with Wire([VENUES["binance"]], wire, allow=Flag(0), via=via, environ={}) as tcp:
+        source: Any = tcp._source
+        deadline = time.monotonic() + 20
+        while len(items) < 50:  # it joins late, and is up to date
+            made.play(1)
+            keeper.turn(0)
+            items += tcp.poll(0)
+            assert time.monotonic() < deadline
+        made.play(3_000)
+        while not keeper.counters["tcp_stalled"]:
+            keeper.turn(0.001)
+            assert time.monotonic() < deadline, keeper.counters
+        firsts = {channel: sequencer.first for channel, sequencer in tcp.channels.items()}
+        follow(keeper, made)
+        numbers = {channel: len(part) for channel, part in made.frames.items()}
+        while any(tcp.channels[channel].expected <= n for channel, n in numbers.items()):
+            keeper.turn(0)
+            items += tcp.poll(0)
+            assert time.monotonic() < deadline, (tcp.counters, numbers)
+        assert source._live.opened == 2
+        assert not tcp.counters["frames_lost"]
+    got: dict[int, list[bytes]] = {}
+    for item in items:
+        if isinstance(item, Frame):
+            got.setdefault(item.header.channel_id, []).append(bytes(item.raw))
+    wanted = {channel: part[firsts[channel] - 1 :] for channel, part in made.frames.items()}
+    assert got == {channel: part for channel, part in wanted.items() if part}

@@ -244,3 +244,47 @@ def test_with_two_lines_what_one_loses_the_other_has(stage: Callable[..., Stage]
         time.sleep(0.01)
     assert made.subscriber.statistics["line_a_down"] == 1
     assert made.subscriber.states(time.monotonic_ns())[CHANNEL] == "live"
+
+
+def test_fifty_thousand_hostile_datagrams_are_counted_and_change_nothing(stage: Callable[..., Stage]) -> None:
+    """Between 500 trades, as fast as one process sends; each kind has its counter."""
+    made = stage()
+    made.trade(5)
+    frame = made.settle()[3]
+    marked = bytearray(frame)
+    marked[5] |= int(Flag.REPLAY) >> 8
+    elsewhere = bytes(frame[:30]) + bytes([CHANNEL + 1]) + bytes(frame[31:])
+    kinds = {
+        "bad_magic": b"\x00" + frame[1:],
+        "bad_length": frame[:-1],
+        "bad_channel": elsewhere,
+        "refused_source": bytes(marked),
+        "old_session": session_of(frame, SESSION - 5),
+        "bad_session": session_of(frame, int(time.time()) + 90_000),
+        "bad_version": frame[:2] + b"\x20" + frame[3:],
+        "frames_dup": frame,
+        "bad_seal": frame + b"\xfd\x53\x01\x00" + len(frame).to_bytes(2, "little") + bytes(18),
+        "": session_of(frame, SESSION + 7),  # a greater session: it waits, and nothing takes it
+    }
+    address = group_address(made.wire.group_a, CHANNEL), made.wire.port_crypto
+    before = made.subscriber.counters
+    with closing(GroupSender(HOST, ttl=0)) as hostile:
+        for _ in range(500):
+            for _ in range(10):
+                for datagram in kinds.values():
+                    hostile.send(datagram, address)
+            made.trade(1)
+    made.settle()
+    counted = made.subscriber.counters - before
+    assert {name: counted[name] for name in kinds if name} == dict.fromkeys(filter(None, kinds), 5_000)
+    assert counted.keys() - kinds.keys() <= {"stray_session"}
+    sequencer = made.subscriber.channels[CHANNEL]
+    assert sequencer.session == SESSION
+    assert sequencer.delivered == 507
+    assert not sequencer.lost
+    assert sum(pending.n_bytes for pending in sequencer._pending.values()) <= 64 * 2**20
+
+
+def session_of(frame: bytes, session: int) -> bytes:
+    """Return the frame as one of another session."""
+    return frame[:16] + session.to_bytes(4, "little") + frame[20:]
