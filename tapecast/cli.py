@@ -42,7 +42,7 @@ def feeder(
     Parameters
     ----------
     venue
-        Which one: binance.
+        Which one: binance, bybit, okx, upbit, coinbase, deribit, bithumb, bitstamp or ls.
     config
         Folder of the TOML files.
     symbols
@@ -50,7 +50,7 @@ def feeder(
     limited
         At most 10 symbols a category, as LIMITED_MODE=true.
     market
-        Which market of the venue: spot, usdm or coinm; all that are configured without it.
+        Which market of the venue, such as usdm of binance or linear of bybit; without it all configured ones.
     ws, rest
         Another endpoint. Its data is marked REPLAY or SIM, never live.
     replay
