@@ -291,9 +291,7 @@ def test_weights_429_and_418(run: Run) -> None:
 
 def test_a_day_that_continues_another_is_one_recording(recordings: Path) -> None:
     paths = [recordings / f"binance_usdm/hftb_ethusdt_202407{day}.jsonl.gz" for day in (18, 19)]
-    start = time.perf_counter()
     standin = BinanceStandIn(USDM, open_capture(paths))
-    assert time.perf_counter() - start < 3
     assert standin.play.names[0].startswith("ethusdt@")
     assert sum(standin.play.counts) == 69912
     messages = 0
