@@ -16,9 +16,9 @@ import numpy as np
 
 from keeper.archive_folder import NO_ROOM, ArchiveFolder
 from keeper.segment import Segment
-from keeper.tapes import Position, Stretch, Tapes
+from keeper.tapes import Tapes
 from udp_protocol.tape import RECORD_HEADER, sessions_of
-from udp_protocol.tape_follower import UNKNOWN, Lapped
+from udp_protocol.tape_follower import UNKNOWN, Lapped, Position, Stretch
 
 SYNC_NS: Final = 50_000_000
 ALWAYS: Final = 0  # as `sync_ns`: what is written is synced at once

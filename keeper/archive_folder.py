@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Final
 
 from keeper.segment import Segment
-from keeper.tapes import Position
 from udp_protocol.tape import (
     BROKEN,
     CLOSED,
@@ -29,6 +28,7 @@ from udp_protocol.tape import (
     session_folder,
     sessions_of,
 )
+from udp_protocol.tape_follower import Position
 
 SEGMENT_BYTES: Final = 64 * 2**20
 KEPT_WHEN_FULL_NS: Final = 600 * 10**9  # a full disk removes nothing newer

@@ -12,7 +12,7 @@ from typing import Final
 from keeper.kernels import WHOLE
 from keeper.state import ChannelState
 from keeper.store import NO_END, Store
-from keeper.tapes import Stretch
+from udp_protocol.tape_follower import Stretch
 
 CATCH_UP_FRAMES: Final = 256  # a channel and turn
 

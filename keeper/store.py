@@ -13,8 +13,9 @@ import numpy as np
 
 from keeper.archive_folder import ArchiveFolder, Key
 from keeper.segment import FOUND_FRAMES, MAX_MAPPED, Mappings, Segment
-from keeper.tapes import Stretch, Tapes
+from keeper.tapes import Tapes
 from udp_protocol.tape import segment_name, session_folder
+from udp_protocol.tape_follower import Stretch
 
 ANY_MARKS: Final = -1
 NO_END: Final = 2**63 - 1

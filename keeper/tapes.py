@@ -9,27 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeper.kernels import MALFORMED, RECORD, WHOLE, WRONG_CRC, read_records
-from udp_protocol.tape import (
-    BROKEN,
-    FULL,
-    LOCK,
-    RECORD_HEADER,
-    SEGMENT_HEADER,
-    UNWRITTEN,
-    SegmentHeader,
-    unpack_segment_header,
-)
-from udp_protocol.tape_follower import Lapped, TapeFollower
+from udp_protocol.tape import LOCK
+from udp_protocol.tape_follower import Lapped, Position, Stretch, TapeFollower
 
 LOOK_NS: Final = 50_000_000  # a new writer, or a silent one that comes back, is seen that late
 STRETCH_RECORDS: Final = 1024
-
-
-class Position(NamedTuple):
-    """A place on a writer's tapes: the record that comes next."""
-
-    session: int
-    record: int
 
 
 class Record(NamedTuple):
@@ -42,95 +26,21 @@ class Record(NamedTuple):
     last_seq: int
 
 
-class Stretch(NamedTuple):
-    """Committed records of one segment, one behind the other, where the writer left them.
-
-    `data` stays valid as long as it is held, also when the writer has removed the segment. `rows` are
-    overwritten by the writer's next stretch.
-    """
-
-    writer: str
-    session: int
-    segment: int  # number of its first record
-    data: NDArray[np.uint8]  # the whole segment
-    first_record: int
-    rows: NDArray[np.void]  # (n,) RECORD, bad records too
-    begin: int  # position of the first record
-    end: int  # position behind the last
-
-    @property
-    def header(self) -> SegmentHeader:
-        """Return the header of the segment."""
-        header = unpack_segment_header(self.data[:SEGMENT_HEADER].tobytes())
-        assert header is not None, "checked when the segment was opened"
-        return header
-
-    def behind(self, n: int, end: int) -> "Stretch":
-        """Return what is left behind the first n records, which end at position `end`."""
-        return self._replace(first_record=self.first_record + n, rows=self.rows[n:], begin=end)
-
-    def records(self) -> Iterator[Record]:
-        """Yield the records that are whole."""
-        view = self.data.data
-        for number, (at, first, last, length, channel, _, state) in enumerate(
-            self.rows.tolist(), self.first_record
-        ):
-            if state >= WHOLE:
-                yield Record(number, view[at : at + length], channel, first, last)
-
-
-class Follower(TapeFollower):
-    """Follows one writer's tapes as `TapeFollower` does, but shows the records instead of copying them.
-
-    begin     the first record wanted; None = the oldest that is held
-    counters  as of `TapeFollower`: lapped, tape_crc, tape_broken; and tape_malformed
-    """
-
-    def __init__(self, base: Path, writer: str, begin: Position | None = None) -> None:
-        super().__init__(base, writer)
-        self.writer = writer
-        self._rows = np.empty(STRETCH_RECORDS, RECORD)
-        self._begin = begin or Position(0, 0)
-        if begin:
-            self._enter(begin.session)
-            self._record = begin.record
-            self._first = max((first for first in self._segments() if first <= begin.record), default=1) - 1
-
-    def stretch(self) -> Stretch | None:
-        """Return the next records, at least one, None if there is nothing to read; never waits."""
-        while True:
-            if self._memory is not None and (stretch := self._records()):
-                return stretch
-            if self._why == FULL or (self._why != UNWRITTEN and self._next_segment()):
-                continue
-            if self._leaving:  # as in `TapeFollower.poll`
-                self._enter(self._leaving)
-            else:
-                self._leaving = self._later_session()
-                if not self._leaving:
-                    return None
-
-    def _records(self) -> Stretch | None:
-        """Read on in the segment; None if nothing new is there, or nothing that is wanted."""
-        begin, first, data = self._at, self._record, self._data
-        self._why, self._at, n = read_records(data, begin, self.session, self._rows)
-        self._record += n
-        if self._why == BROKEN:
-            self._leave_broken()
-        n_old = max(self._begin.record - first, 0) if self.session == self._begin.session else 0
-        rows = self._rows[n_old:n]
-        if not len(rows):
-            return None
-        if n_old:
-            begin = int(rows["at"][0]) - RECORD_HEADER
-        for state, counter in ((WRONG_CRC, "tape_crc"), (MALFORMED, "tape_malformed")):
-            if n_bad := np.count_nonzero(rows["state"] == state):
-                self.counters[counter] += int(n_bad)
-        return Stretch(self.writer, self.session, self._first, data, first + n_old, rows, begin, self._at)
+def records_of(stretch: Stretch) -> Iterator[Record]:
+    """Yield the records of a stretch that are whole."""
+    view = stretch.data.data
+    for number, (at, first, last, length, channel, _, state) in enumerate(
+        stretch.rows.tolist(), stretch.first_record
+    ):
+        if state >= WHOLE:
+            yield Record(number, view[at : at + length], channel, first, last)
 
 
 class Tapes:
     """The tapes of every writer of this host: those there now, and those that come.
+
+    Stretches have rows of RECORD, bad records too; those of a writer are overwritten by its next one.
+
 
     base   the folder of all tapes, `places.shm_folder`; need not be there yet
     begin  says where to begin with a writer, None = with the oldest record held, as without it
@@ -138,7 +48,9 @@ class Tapes:
     """
 
     def __init__(self, base: Path, begin: Callable[[str], Position | None] | None = None) -> None:
-        self.followers: dict[str, Follower] = {}
+        self.followers: dict[str, TapeFollower] = {}
+        self._rows: dict[str, NDArray[np.void]] = {}
+        self._bad: Counter[str] = Counter()
         self._base = base
         self._begin = begin
         self._awake: set[str] = set()  # writers that live, or had something to read
@@ -153,18 +65,24 @@ class Tapes:
         for writer, follower in self.followers.items():
             if not look and writer not in self._awake:
                 continue
-            stretch = follower.stretch()
+            stretch = follower.stretch(read_records, self._rows[writer])
             if stretch is None and follower.writer_silent(now_monotonic_ns):
                 self._awake.discard(writer)
             else:
                 self._awake.add(writer)
             if stretch is not None:
+                self._count_bad(stretch)
                 yield stretch
+
+    def _count_bad(self, stretch: Stretch) -> None:
+        for state, counter in ((WRONG_CRC, "tape_crc"), (MALFORMED, "tape_malformed")):
+            if n_bad := np.count_nonzero(stretch.rows["state"] == state):
+                self._bad[counter] += int(n_bad)
 
     @property
     def counters(self) -> Counter[str]:
-        """Return the counters of all followers together."""
-        return sum((follower.counters for follower in self.followers.values()), Counter())
+        """Return the counters of all followers together, with tape_crc and tape_malformed."""
+        return sum((follower.counters for follower in self.followers.values()), self._bad)
 
     def take_lapped(self) -> list[tuple[str, Lapped]]:
         """Return the ranges, with their writers, that were removed before they were read; each once."""
@@ -193,7 +111,8 @@ class Tapes:
         for writer in writers_of(self._base):
             if writer not in self.followers:
                 begin = self._begin(writer) if self._begin else None
-                self.followers[writer] = Follower(self._base, writer, begin)
+                self.followers[writer] = TapeFollower(self._base, writer, begin=begin)
+                self._rows[writer] = np.empty(STRETCH_RECORDS, RECORD)
 
 
 def writers_of(base: Path) -> list[str]:

@@ -3,6 +3,7 @@
 import mmap
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +15,14 @@ from udp_protocol.tape import (
     BROKEN,
     END,
     FULL,
+    MAX_LENGTH,
+    MIN_LENGTH,
     PULSE,
+    RECORD_HEADER,
     SEGMENT_HEADER,
     SILENT_NS,
     UNWRITTEN,
+    SegmentHeader,
     check_owner,
     scan,
     segment_name,
@@ -30,6 +35,7 @@ from udp_protocol.tape import (
 UNKNOWN = -1
 LOOK_NS = 5_000_000  # a new session is seen that late: looking costs 10 us, polling 1
 _SCAN_RECORDS = 512
+_U32 = 4
 _NO_DATA: NDArray[np.uint8] = np.frombuffer(b"", np.uint8)
 
 
@@ -41,18 +47,70 @@ class Lapped(NamedTuple):
     last: int  # UNKNOWN where nothing of the session is left
 
 
+class Position(NamedTuple):
+    """A place on a writer's tapes: the record that comes next."""
+
+    session: int
+    record: int
+
+
+class Stretch(NamedTuple):
+    """Committed records of one segment, one behind the other, where the writer left them.
+
+    `data` stays valid as long as it is held, also when the writer has removed the segment. `rows` are
+    overwritten by the writer's next stretch.
+    """
+
+    writer: str
+    session: int
+    segment: int  # number of its first record
+    data: NDArray[np.uint8]  # the whole segment
+    first_record: int
+    rows: NDArray[np.void]  # (n,), one a record, as whoever reads wants them
+    begin: int  # position of the first record
+    end: int  # position behind the last
+
+    @property
+    def header(self) -> SegmentHeader:
+        """Return the header of the segment."""
+        header = unpack_segment_header(self.data[:SEGMENT_HEADER].tobytes())
+        assert header is not None, "checked when the segment was opened"
+        return header
+
+    def behind(self, n: int, end: int) -> "Stretch":
+        """Return what is left behind the first n records, which end at position `end`."""
+        return self._replace(first_record=self.first_record + n, rows=self.rows[n:], begin=end)
+
+
+#: reads records at a position of a segment: (data, at, session, rows) -> (why it stops, where, how many)
+ReadRecords = Callable[[NDArray[np.uint8], int, int, NDArray[np.void]], tuple[int, int, int]]
+
+
 class TapeFollower:
     """Reads the tape of one writer through all its sessions; the writer may come and go.
 
+    `poll` copies the datagrams, `stretch` shows the records in place. A follower is read in one of both ways.
+
     from_start  begin with the oldest record held, else behind the newest
     skip_dead   pass over sessions that are over when this object is made
+    begin       the first record wanted, or the next one that is held; goes before the other two
+    writer      its name
     session     the one being read, 0 = none yet
     counters    lapped (ranges), tape_crc (records passed over), tape_broken (segments left early)
     lapped      the ranges; the caller may clear it
     The constructor and `poll` raise TapeError if another user owns `base`.
     """
 
-    def __init__(self, base: Path, writer: str, *, from_start: bool = True, skip_dead: bool = False) -> None:
+    def __init__(
+        self,
+        base: Path,
+        writer: str,
+        *,
+        from_start: bool = True,
+        skip_dead: bool = False,
+        begin: Position | None = None,
+    ) -> None:
+        self.writer = writer
         self.session = 0
         self.counters: Counter[str] = Counter()
         self.lapped: list[Lapped] = []
@@ -69,8 +127,13 @@ class TapeFollower:
         self._leaving = 0  # the session after this one
         self._look_ns = 0
         newest = max(sessions_of(self._folder), default=0)
-        self._dead = newest if skip_dead else 0  # unless its pulse is fresh
-        if newest and not from_start:
+        self._dead = newest if skip_dead and not begin else 0  # unless its pulse is fresh
+        self._begin = begin or Position(0, 0)
+        if begin:
+            self._enter(begin.session)
+            self._record = begin.record
+            self._first = max((first for first in self._segments() if first <= begin.record), default=1) - 1
+        elif newest and not from_start:
             self._enter(newest)
             self._first = max(self._segments(), default=1) - 1
             while self.poll():
@@ -82,15 +145,40 @@ class TapeFollower:
         while len(out) < limit:
             if self._memory is not None:
                 self._read(self._memory, limit - len(out), out)
-            if self._why == FULL or (self._why != UNWRITTEN and self._next_segment()):
-                continue
-            if self._leaving:  # seen before the last look at the old session, so nothing comes there any more
-                self._enter(self._leaving)
-            else:
-                self._leaving = self._later_session()
-                if not self._leaving:
-                    break
+            if not self._go_on():
+                break
         return out
+
+    def stretch(self, read: ReadRecords, rows: NDArray[np.void]) -> Stretch | None:
+        """Return the next records as `read` puts them into `rows`, at least one; never waits.
+
+        None if there is nothing to read. Damaged records are `read`'s to tell, and counted by whoever calls.
+        """
+        while True:
+            if self._memory is not None:
+                begin, first, data = self._at, self._record, self._data
+                self._why, self._at, n = read(data, begin, self.session, rows)
+                self._record += n
+                if self._why == BROKEN:
+                    self._leave_broken()
+                if n:
+                    return Stretch(
+                        self.writer, self.session, self._first, data, first, rows[:n], begin, self._at
+                    )
+            if not self._go_on():
+                return None
+
+    def _go_on(self) -> bool:
+        """Return whether there is more: here, in the next segment, or in a later session."""
+        if self._why == FULL or (self._why != UNWRITTEN and self._next_segment()):
+            return True
+        if self._leaving:  # seen before the last look at the old session, so nothing comes there any more
+            self._enter(self._leaving)
+        else:
+            self._leaving = self._later_session()
+            if not self._leaving:
+                return False
+        return True
 
     def writer_silent(self, now_monotonic_ns: int) -> bool:
         """Return whether the session's writer gave no sign of life for 350 ms; True without a session."""
@@ -144,7 +232,18 @@ class TapeFollower:
             self._note_lapped(first - 1)
         self._record = first
         self._memory, self._data, self._at = memory, np.frombuffer(memory, np.uint8), SEGMENT_HEADER
+        if self.session == self._begin.session:
+            self._skip_to(self._begin.record, memory)
         return True
+
+    def _skip_to(self, record: int, memory: mmap.mmap) -> None:
+        """Pass over the records of this segment before `record`, as far as they are there."""
+        while self._record < record:
+            length = int.from_bytes(memory[self._at : self._at + _U32], "little")
+            if not MIN_LENGTH <= length <= MAX_LENGTH:
+                return
+            self._at += RECORD_HEADER + (length + 7 & -8)
+            self._record += 1
 
     def _note_lapped(self, last: int) -> None:
         self.counters["lapped"] += 1

@@ -19,7 +19,7 @@ from feeder import publisher as publisher_module
 from feeder.publisher import Publisher
 from keeper.archive import Archive
 from keeper.archive_folder import ArchiveFolder
-from keeper.tapes import LOOK_NS, Stretch
+from keeper.tapes import LOOK_NS
 from keeper.warmth import warm_up
 from market_types.enums import Aggressor, EndReason, Flag, MarketKind
 from market_types.instruments import Instrument
@@ -29,6 +29,7 @@ from udp_protocol.datagram import is_text, walk
 from udp_protocol.frame import unpack_header
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import MAX_LENGTH, MIN_LENGTH, SEGMENT_HEADER
+from udp_protocol.tape_follower import Stretch
 from udp_protocol.tape_writer import TapeFolder, TapeWriter
 
 CAPTURE = "binance_usdm/20210405_BINANCE_FUTURES-1125a2.0.gz"

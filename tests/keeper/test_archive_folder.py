@@ -14,8 +14,8 @@ import pytest
 from keeper.archive_folder import ArchiveError, ArchiveFolder
 from keeper.kernels import RECORD, read_records
 from keeper.segment import Segment
-from keeper.tapes import Position
 from udp_protocol.tape import CLOSED, SEGMENT_HEADER, SegmentHeader
+from udp_protocol.tape_follower import Position
 
 SESSION = 1_763_683_199
 NOW_NS = 1_763_683_200 * 10**9

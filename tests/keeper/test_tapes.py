@@ -9,11 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from keeper.tapes import LOOK_NS, Position, Stretch, Tapes, writers_of
+from keeper.tapes import LOOK_NS, Tapes, records_of, writers_of
 from market_types.enums import Flag
 from udp_protocol.datagram import walk
 from udp_protocol.tape import RECORD_HEADER, SEGMENT_HEADER, segments_of
-from udp_protocol.tape_follower import Lapped
+from udp_protocol.tape_follower import Lapped, Position, Stretch
 
 SESSION = 1_763_683_199
 Begin = Callable[..., Any]
@@ -24,7 +24,7 @@ def datagrams(stretches: Iterable[Stretch], writer: str = "binance", session: in
     found = []
     for stretch in stretches:
         if (stretch.writer, stretch.session) == (writer, session):
-            for record in stretch.records():
+            for record in records_of(stretch):
                 numbers = [
                     frame.header.channel_seq for frame in walk(record.datagram, channel=record.channel)
                 ]
