@@ -271,7 +271,7 @@ def listen(
     allow
         replay, sim or both: recorded and simulated data is refused unless named here.
     via
-        multicast, or tape: the shared memory of the feeder's own host.
+        multicast; tape: the shared memory of the feeder's own host; tcp://HOST:PORT: a keeper.
     config
         Folder of the TOML files.
     """
@@ -328,7 +328,7 @@ def books(
     allow
         replay, sim or both: recorded and simulated data is refused unless named here.
     via
-        multicast, or tape: the shared memory of the feeder's own host.
+        multicast; tape: the shared memory of the feeder's own host; tcp://HOST:PORT: a keeper.
     config
         Folder of the TOML files.
     """

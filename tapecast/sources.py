@@ -4,7 +4,7 @@ import random
 import select
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -27,6 +27,7 @@ TICK_NS = 20_000_000
 BUSY_S = 0.001  # while something is missing
 BATCH_LIMIT = 512
 TAPE_SLEEP_S = 200e-6
+MAX_WAITING = 1_024  # requests for state, while no keeper answers
 
 _TRAFFIC = {"udp": "requests_udp", "tcp": "requests_tcp", "unsent": "requests_unsent", "down": "keeper_down"}
 
@@ -61,12 +62,17 @@ class Source(Protocol):
 
 
 class StateAsker:
-    """Asks a keeper for state over one TCP connection; what could not be sent yet waits."""
+    """Asks a keeper for state over one TCP connection; what could not be sent yet waits, within bounds."""
 
     def __init__(self, host: str, port: int, epoll: select.epoll, counters: Counter[str]) -> None:
         self._connection = Connection(host, port, epoll)
         self._counters = counters
         self.waiting: list[bytes] = []
+
+    def ask(self, requests: Iterable[bytes]) -> None:
+        """Send these as soon as that can be; whoever misses the answer asks again."""
+        if len(self.waiting) < MAX_WAITING:
+            self.waiting += requests
 
     def poll(self, now_ns: int, out: list[Item]) -> None:
         """Send what waits, and append the state that came."""
@@ -236,7 +242,7 @@ class TcpSource:
 
     def want_state(self, channel: int, symbol_id: int) -> None:
         """See `Source`."""
-        self._states.waiting += self._stream.state_requests(channel, symbol_id, time.time_ns())
+        self._states.ask(self._stream.state_requests(channel, symbol_id, time.time_ns()))
 
     def leave_spin(self) -> None:
         """See `Source`: there is none."""
@@ -294,9 +300,8 @@ class TapeSource:
         """See `Source`."""
         session = self._receiver.channels[channel].session
         request_id = random.getrandbits(63)
-        self._states[channel > STOCKS_TEXT_CHANNEL].waiting.append(
-            state_request(channel, session, request_id, symbol_id=symbol_id, now_ns=time.time_ns())
-        )
+        request = state_request(channel, session, request_id, symbol_id=symbol_id, now_ns=time.time_ns())
+        self._states[channel > STOCKS_TEXT_CHANNEL].ask([request])
 
     def leave_spin(self) -> None:
         """See `Source`: there is none."""
