@@ -22,6 +22,7 @@ from tapecast.warmth import warm_up
 from tapecast.wire import Wire, allowed, checked_source, settings_of, venues_of
 
 POLL_S = 0.05
+SETTLE_S = 8.0  # for the keeper to tell of a session that ended while it was joined late
 NO_SESSION = "is a feeder running, on the same group and port?"
 
 
@@ -39,19 +40,23 @@ class WireOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Watch:
-    """Tells when a command is over: time, Ctrl-C, the sessions' end, or nothing to follow."""
+    """Tells when a command is over: time, Ctrl-C, the sessions' end, or nothing to follow.
+
+    stopped         by Ctrl-C or SIGTERM
+    nothing_came    no session within the time to wait
+    """
 
     def __init__(self, options: WireOptions, wire: Wire) -> None:
         self._options = options
         self._wire = wire
         self._begun = time.monotonic()
-        self._stopped = False
+        self.stopped = False
         self.nothing_came = False
 
     def over(self) -> bool:
         """Return whether to stop."""
         options, waited_s = self._options, time.monotonic() - self._begun
-        if self._stopped or (options.seconds is not None and waited_s >= options.seconds):
+        if self.stopped or (options.seconds is not None and waited_s >= options.seconds):
             return True
         if options.until_done:
             if self._wire.done:
@@ -66,7 +71,7 @@ class Watch:
         """End in order on Ctrl-C and SIGTERM."""
 
         def stop(_: int, __: FrameType | None) -> None:
-            self._stopped = True
+            self.stopped = True
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -104,6 +109,10 @@ def books(options: WireOptions, n_levels: int, *, as_json: bool) -> int:
         with watch.signals():
             while not watch.over():
                 folding.fold(wire.poll(POLL_S), time.time_ns())
+                joining.step(time.monotonic_ns())
+            settled_by = time.monotonic() + (SETTLE_S if options.until_done and wire.done else 0.0)
+            while not (joining.ready or watch.stopped) and time.monotonic() < settled_by:
+                folding.fold(wire.poll(POLL_S), time.time_ns())  # the end came before the state did
                 joining.step(time.monotonic_ns())
         chosen = folding.chosen(options.symbols)
         invalid = 0
