@@ -22,9 +22,12 @@ def malformed(what: str, text: bytes, error: Exception) -> VenueError:
     return VenueError(f"{what}: {error}: {text[:120]!r}")
 
 
-def decoder(kind: type[T], what: str) -> Callable[[bytes], T]:
-    """Return a function that reads one `kind`. It raises VenueError, which begins with `what`."""
-    decode = msgspec.json.Decoder(kind).decode
+def decoder(kind: type[T], what: str, *, strict: bool = True) -> Callable[[bytes], T]:
+    """Return a function that reads one `kind`. It raises VenueError, which begins with `what`.
+
+    strict  an integer in quotes is none
+    """
+    decode = msgspec.json.Decoder(kind, strict=strict).decode
 
     def read(text: bytes) -> T:
         try:

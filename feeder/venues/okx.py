@@ -247,7 +247,7 @@ class OkxAdapter:
         if quotes is None:
             raise VenueError(f"bbo-tbt: {push.arg.instId!r}, which this connection did not ask for")
         quotes.watch.heard(ts_recv_ns)
-        for data in _read_best(push.data):
+        for data in _read_best(bytes(push.data)):
             if NO_SEQ < data.seqId <= quotes.floor_seq or NO_SEQ < data.seqId == quotes.last_seq:
                 continue
             bid, ask = (

@@ -39,17 +39,19 @@ class OkxBook(StreamBook):
 
     derived   its best bid and offer are published as quotes, for want of a channel
     fresh     subscribed, and no message since: the book itself is due
+    previous  what the last change said it continues
     joined_ms the venue's time of a book that came by REST, until a change joins it; else 0
     pending   changes held until it comes
     fetching  it is under way
     """
 
-    __slots__ = ("derived", "fetching", "fresh", "joined_ms", "pending", "retry_ns")
+    __slots__ = ("derived", "fetching", "fresh", "joined_ms", "pending", "previous", "retry_ns")
 
     def __init__(self, instrument: Instrument, watch: Watch, *, derived: bool) -> None:
         super().__init__(instrument, watch)
         self.derived = derived
         self.fresh = True
+        self.previous = NO_SEQ
         self.joined_ms = 0
         self.pending: deque[tuple[BookData, int]] = deque(maxlen=MAX_PENDING)
         self.fetching = False
@@ -110,6 +112,10 @@ class OkxBooks(StreamBooks):
         if book.state == GATHERING:
             self._early(book, data, ts_recv_ns, out)
             return
+        if data.seqId == book.last_seq and book.previous == previous != data.seqId:
+            self._count["book_duplicates"] += 1
+            book.watch.heard(ts_recv_ns)
+            return
         if (book.state == RESUMING or book.joined_ms) and previous != book.last_seq:
             if data.seqId <= book.last_seq and (book.state == RESUMING or data.ts <= book.joined_ms):
                 book.watch.heard(ts_recv_ns)
@@ -126,6 +132,7 @@ class OkxBooks(StreamBooks):
             out,
         )  # fmt: skip
         if book.state == LIVE:
+            book.previous = data.prevSeqId
             self._quote(book, data, ts_recv_ns, out)
 
     def _quote(self, book: OkxBook, data: BookData, ts_recv_ns: int, out: Batch) -> None:
@@ -159,7 +166,7 @@ class OkxBooks(StreamBooks):
         book.retry_ns = ts_recv_ns + RETRY_NS
         answer = _read_book(body)
         if answer.code != "0" or not answer.data or answer.data[0].seqId == NO_SEQ:
-            self._again(book, ts_recv_ns)
+            self._give_up(book, ts_recv_ns)
             raise VenueError(f"market/books: code {answer.code} {answer.msg[:80]!r}, expected a seqId")
         data = answer.data[0]
         if book.state != GATHERING or not book.fresh:
@@ -179,6 +186,12 @@ class OkxBooks(StreamBooks):
         """Subscribe anew instead."""
         book = self._by_symbol[symbol]
         book.fetching = False
+        self._give_up(book, now_ns)
+
+    def _give_up(self, book: OkxBook, now_ns: int) -> None:
+        """Wait for no answer of REST any more."""
+        book.fresh = False
+        book.pending.clear()
         self._again(book, now_ns)
 
     # -------------------------------------------------------------- life
@@ -277,8 +290,8 @@ class ChecksumBooks(OkxBooks):
         """
         bids, asks = self._sides[book.instrument.symbol]
         try:
-            bids.apply(_read_rows(data.bids))
-            asks.apply(_read_rows(data.asks))
+            bids.apply(_read_rows(bytes(data.bids)))
+            asks.apply(_read_rows(bytes(data.asks)))
         except (ArithmeticError, ValueError) as error:
             self.end(book, ClearReason.VENUE_RESYNC, ts_recv_ns, out)
             raise VenueError(f"books: {book.instrument.symbol}: {error}, expected price and size") from error
@@ -291,6 +304,4 @@ class ChecksumBooks(OkxBooks):
 
     def _fetch(self, book: OkxBook, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (REST has no checksum)
         """Subscribe anew: without a number no other book can be joined."""
-        book.pending.clear()
-        book.fresh = False
-        book.due_ns = book.due_ns or now_ns
+        self._give_up(book, now_ns)

@@ -10,7 +10,7 @@ from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 
-from feeder.batch import VenueError
+from feeder.venues import decoding
 from feeder.venues.base import NS_PER_MS
 from market_types.enums import NO_SEQ
 
@@ -238,28 +238,14 @@ class BookAnswer(msgspec.Struct):
 
 # ------------------------------------------------------------------ decoding
 
-DECODE_ERRORS: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 PONG: Final = b"pong"
 _HEAD: Final = b'{"arg":{"channel":"'
 _ABSENT: Final = re.compile(r"channel:([^,\s]+)((?:,\w+:[^,\s]+)*)")
 
 
-def malformed(what: str, text: bytes, error: Exception) -> VenueError:
-    """Return the error that stands for a decoding error."""
-    return VenueError(f"{what}: {error}: {text[:120]!r}")
-
-
-def decoder(kind: type[T], what: str) -> Callable[[bytes | msgspec.Raw], T]:
-    """Return a function that reads one `kind`. It raises VenueError, which begins with `what`."""
-    decode = msgspec.json.Decoder(kind, strict=False).decode
-
-    def read(text: bytes | msgspec.Raw) -> T:
-        try:
-            return decode(text)
-        except DECODE_ERRORS as error:
-            raise malformed(what, bytes(text), error) from error
-
-    return read
+def decoder(kind: type[T], what: str) -> Callable[[bytes], T]:
+    """Return a function that reads one `kind`, whose integers may stand in quotes. Raises VenueError."""
+    return decoding.decoder(kind, what, strict=False)
 
 
 read_push = decoder(Push, "message")

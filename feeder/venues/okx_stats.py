@@ -130,7 +130,7 @@ class Statistics:
         read, told = _CHANNELS[channel]
         carried = self._of_index if channel == "index-tickers" else self._instruments
         bad: VenueError | None = None
-        for row in read(push.data):
+        for row in read(bytes(push.data)):
             key = channel, row.instId
             if row.ts and row.ts <= self._floor_ms.get(key, -1):
                 continue
@@ -146,7 +146,7 @@ class Statistics:
             raise bad
 
     def _liquidated(self, push: Push, ts_recv_ns: int, out: Batch) -> None:
-        for row in _read_liquidations(push.data):
+        for row in _read_liquidations(bytes(push.data)):
             for instrument in self._instruments.get(row.instId, ()):
                 for order in row.details:
                     if order.side not in _AGGRESSORS or not order.bkPx or not order.sz:

@@ -59,7 +59,7 @@ class Trades:
         if stream is None:
             raise VenueError(f"trades: {push.arg.instId!r}, which this connection did not ask for")
         stream.watch.heard(ts_recv_ns)
-        for trade in _read_trades(push.data):
+        for trade in _read_trades(bytes(push.data)):
             if stream.cached:
                 self._begin(stream, trade, ts_recv_ns, out)
             elif self._new(stream, trade):
