@@ -62,6 +62,7 @@ OPERATIONS_PER_HOUR: Final = 480
 OPERATIONS_KEPT: Final = 40  # left when the connection is given up for a new one, which has as many again
 HOUR_NS: Final = 3_600 * NS_PER_S
 
+_EVENT: Final = b'"event"'
 _GONE: Final = "64008"
 _EXHAUSTED: Final = frozenset(("60014",))  # too many requests: another connection may go on
 _PROMPT: Final = frozenset(("books", "bbo-tbt"))
@@ -167,10 +168,11 @@ class OkxAdapter:
         """Take a reply while another connection publishes. Return False for data. Raises VenueError."""
         self._silent = True
         self._heard_ns = ts_recv_ns
-        if is_push(message):
+        if message == PONG:
+            return True
+        if is_push(message) or _EVENT not in message:
             return False
-        if message != PONG:
-            self._reply(read_reply(message), ts_recv_ns)
+        self._reply(read_reply(message), ts_recv_ns)
         return True
 
     def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to say)
@@ -258,7 +260,7 @@ class OkxAdapter:
 
     def _other(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Take a reply, or data whose keys come in another order than usual."""
-        if b'"event"' in message:
+        if _EVENT in message:
             self._reply(read_reply(message), ts_recv_ns)
             self._flush(ts_recv_ns, out)
         else:
