@@ -387,7 +387,8 @@ WNCG, FIL, ETH = "WNCG-USDT-SWAP", "FIL-USDT-220325", "ETH-USD-211231-9600-C"
         (
             WNCG, P, "tickers", WNCG, 1640131263109,
             {
-                StatKind.OPEN: "2.164", StatKind.HIGH: "2.25", StatKind.LOW: "2.1493", StatKind.LAST: "2.1729",
+                StatKind.OPEN: "2.164", StatKind.HIGH: "2.25", StatKind.LOW: "2.1493",
+                StatKind.LAST: "2.1729",
                 StatKind.VOLUME_24H_CONTRACTS: "803940", StatKind.VOLUME_24H_BASE: "803940",
             },
         ),
