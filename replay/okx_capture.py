@@ -251,12 +251,15 @@ class OkxCapture:
         return self._derived[text]
 
     def clones(self, n_aliases: int) -> list[Clone]:
-        """Return `n_aliases` clones, of the recorded instruments in turn."""
+        """Return `n_aliases` clones, of the recorded instruments in turn.
+
+        Those of one round share their base asset, so that families stay together.
+        """
         texts = list(self.texts)
         clones = []
         for number in range(n_aliases):
             text = texts[number % len(texts)]
-            alias = alias_of(text, number)
+            alias = alias_of(text, number // len(texts))
             streams = {
                 stream: f"{name.removesuffix(text)}{alias}"
                 for stream, name in enumerate(self.script.names)
@@ -266,10 +269,10 @@ class OkxCapture:
         return clones
 
 
-def alias_of(text: str, number: int) -> str:
+def alias_of(text: str, turn: int) -> str:
     """Return the name of an instrument's clone: BTC-USD-SWAP -> BTCX0007-USD-SWAP."""
     base, dash, rest = text.partition("-")
-    return f"{base}X{number:04}{dash}{rest}"
+    return f"{base}X{turn:04}{dash}{rest}"
 
 
 def cloned_entry(entry: Mapping[str, Any], alias: str) -> dict[str, Any]:
