@@ -308,7 +308,7 @@ def rest(standin: OkxStandIn, path: str, **query: str) -> Any:
 def test_instruments_are_those_recorded_cut_to_what_is_served(folder: Path) -> None:
     standin = standin_of(folder / WIDE)
     path = "/api/v5/public/instruments"
-    found = {}
+    found: dict[str, Any] = {}
     for query in (
         {"instType": "SPOT"}, {"instType": "SWAP"}, {"instType": "FUTURES"},
         {"instType": "OPTION", "instFamily": "BTC-USD"}, {"instType": "OPTION", "uly": "ETH-USD"},

@@ -574,7 +574,9 @@ def test_quotes_come_from_the_book_where_no_channel_brings_them(
 ) -> None:
     made = rig(old / name)
     made.play()
-    oracle, best, expected = Oracle(), {}, []
+    oracle = Oracle()
+    best: dict[str, tuple[Any, ...]] = {}
+    expected = []
     for message in said_in(old / name):
         oracle.hear(message)
         if message["arg"]["channel"].startswith("books"):
@@ -821,7 +823,8 @@ def test_a_resubscription_is_asked_for_once_however_many_changes_come(
         if b"unsubscribe" in message:
             answers.extend(receive(message))
             return []
-        return receive(message)
+        said: list[bytes] = receive(message)
+        return said
 
     line.session.receive = late
     made.play(until=lambda _: bool(answers))
@@ -992,7 +995,7 @@ def test_trades_may_come_late_twice_or_from_a_count_begun_anew(rig: Callable[...
     (line,) = [line for line in made.lines if line.plan.route == ""]
     arg = {"channel": "trades", "instId": "BTC-USDT"}
 
-    def say(number: int, ts: int, **more: str) -> None:
+    def say(number: int, ts: int, **more: object) -> None:
         row = {"instId": "BTC-USDT", "tradeId": str(number), "px": "30000.1", "sz": "0.5", "side": "sell"}
         message = {"arg": arg, "data": [row | {"ts": str(ts), **more}]}
         made.hear(line, json.dumps(message).encode())
@@ -1102,7 +1105,12 @@ def test_rest_joins_what_reaches_back_and_refuses_what_is_too_old(line: tuple[Ri
         {"seqId": 5, "bids": [["9", "1", "0", "1"]], "asks": [], "ts": "900"},  # before the first change
         {"seqId": 25, "bids": [["1", "1", "0", "1"]], "asks": [], "ts": "1000"},
     ]
-    made.get = lambda _: (200, json.dumps({"code": "0", "data": [answers.pop(0)], "msg": ""}).encode())  # type: ignore[method-assign]
+
+    def get(request: Request) -> tuple[int, bytes]:
+        assert "market/books" in request.path
+        return 200, json.dumps({"code": "0", "data": [answers.pop(0)], "msg": ""}).encode()
+
+    made.get = get  # type: ignore[method-assign]
     for message in connection.session.receive(b"ping"):
         made.hear(connection, message)
     made.hear(connection, book("update", 20, 10, [("2", "1")]))

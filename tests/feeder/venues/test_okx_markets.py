@@ -92,7 +92,7 @@ def exactly(text: str) -> tuple[int, int]:
 
 def test_what_a_contract_is_worth_is_read_and_no_constant(recordings: Path) -> None:
     """BTC options were 0.1 BTC in 2021 and 2022, and are 0.01 BTC in a later list."""
-    worth = {}
+    worth: dict[str, set[tuple[int, int]]] = {}
     for name in LISTS:
         for one in by_symbol(lists_of(recordings, name)).values():
             if one.kind == MarketKind.OPTION:
@@ -283,10 +283,7 @@ def test_a_stream_and_its_argument_are_the_same(stream: str, argument: dict[str,
 
 def test_protocols_choose_the_adapter() -> None:
     (retired,) = RETIRED.values()
-    assert (
-        type(MARKET.adapter(MARKET.plans([], settings_of(), None)[0:1] or plan_of([]), Shared()))
-        is OkxAdapter
-    )  # type: ignore[arg-type]
+    assert type(MARKET.adapter(plan_of([]), Shared())) is OkxAdapter
     assert type(retired.adapter(plan_of([]), Shared())) is ChecksumAdapter
 
 
