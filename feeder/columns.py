@@ -65,12 +65,15 @@ class Layout(IntEnum):
     PAIRS = 0  # [price, qty]
     WORD_FIRST = 1  # ["new", price, qty]: the word tells nothing that the quantity does not
     SIDE_FIRST = 2  # ["buy", price, qty] or ["sell", ...] mixed in one array; what begins with b is a bid
+    COUNTED = 3  # [price, qty, ..., orders]: the last number of a level is how many orders stand there
 
 
 _BID, _ASK = int(BookSide.BID), int(BookSide.ASK)
 _SNAPSHOT, _DELTA, _BBO = int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA), int(MsgType.BBO)
 _SYNTH = int(Flag.SYNTH)
-_PAIRS, _SIDE_FIRST = int(Layout.PAIRS), int(Layout.SIDE_FIRST)
+_WORD_FIRST, _SIDE_FIRST, _COUNTED = int(Layout.WORD_FIRST), int(Layout.SIDE_FIRST), int(Layout.COUNTED)
+_MOST_ORDERS: Final = 2**16 - 1  # the wire's greatest number
+_SCALE_END: Final = 10**12  # no number of orders has so many digits
 
 
 def lazily_zeroed(dtype: np.dtype[np.void]) -> NDArray[np.void]:
@@ -132,6 +135,19 @@ def _word(text: bytes, at: int) -> int:
 
 
 @kernel
+def _orders(text: bytes, end: int) -> int:
+    """Return the whole number that ends before text[end], quoted or bare; 0 where there is none."""
+    at = end - 1
+    at -= at >= 0 and text[at] == 34
+    orders, scale = 0, 1
+    while at >= 0 and 48 <= text[at] <= 57 and scale < _SCALE_END:
+        orders += (text[at] - 48) * scale
+        scale *= 10
+        at -= 1
+    return min(orders, _MOST_ORDERS)
+
+
+@kernel
 def _levels(block: NDArray[np.void], text: bytes, layout: int, side: int, px_exp: int, qty_exp: int) -> int:
     """Append the levels of one side of a JSON array `[["price","qty",...],...]`, as `layout` says."""
     batch = block[0]
@@ -151,7 +167,7 @@ def _levels(block: NDArray[np.void], text: bytes, layout: int, side: int, px_exp
         if row >= MAX_ROWS:
             return TOO_MANY
         of_side = True
-        if layout != _PAIRS:
+        if layout in (_WORD_FIRST, _SIDE_FIRST):
             at = _skip_space(text, at + 1)
             word = at + 1
             at = _word(text, at)
@@ -183,7 +199,7 @@ def _levels(block: NDArray[np.void], text: bytes, layout: int, side: int, px_exp
         if qty[row] < 0:
             return NEGATIVE
         sides[row] = side
-        batch.fills[row] = 0  # these venues' levels do not tell the number of orders
+        batch.fills[row] = _orders(text, at) if layout == _COUNTED else 0
         row += of_side
         at = _skip_space(text, at + 1)
         if at >= size:

@@ -39,6 +39,21 @@ def rows_of(batch: Batch) -> list[tuple[int, Decimal, Decimal]]:
     ]
 
 
+def test_the_last_number_of_a_level_is_how_many_orders_stand_there(make_desk: Callable[..., Any]) -> None:
+    desk = make_desk([INSTRUMENT])
+    counts = ('"13"', ' "0"', "70000", '"100000"', '"999999999999999999999"', '""')
+    rows = ",".join(f'["2","5","0",{count}]' for count in counts)
+    bids = f"[{rows}]".encode()
+    desk.batch.l2(INSTRUMENT, 1, 2, 3, bids, b'[["3","1","0","7"]]', snapshot=False, layout=Layout.COUNTED)
+    assert rows_of(desk.batch)[0] == (1, Decimal(2), Decimal(5))
+    desk.publish()
+    (frame,) = desk.frames
+    _, levels, _ = decode(frame.header, frame.payload)
+    assert levels["orders"].tolist() == [13, 0, *[65_535] * 3, 0, 7]
+    desk.batch.l2(INSTRUMENT, 1, 2, 4, bids, b"[]", snapshot=False)
+    assert not desk.batch.block[0]["fills"][:6].any()
+
+
 @given(st.lists(LEVEL, max_size=8), st.booleans())
 def test_every_layout_says_the_same(levels: list[tuple[str, int, int]], quoted: bool) -> None:
     def number(value: int) -> Any:
