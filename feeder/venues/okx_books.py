@@ -15,7 +15,7 @@ from typing import Final
 
 import msgspec
 
-from feeder.batch import Batch, Request, VenueError
+from feeder.batch import Batch, Layout, Request, VenueError
 from feeder.venues.base import NS_PER_MS, NS_PER_S
 from feeder.venues.okx_messages import BookAnswer, BookData, Books, decoder
 from feeder.venues.stream_books import GATHERING, LIVE, RESUMING, StreamBook, StreamBooks
@@ -102,8 +102,9 @@ class OkxBooks(StreamBooks):
             book.state = LIVE if data.seqId == book.last_seq else RESUMING
             return
         self.snapshot(
-            book, data.seqId, data.ts * NS_PER_MS, ts_recv_ns, bytes(data.bids), bytes(data.asks), out
-        )
+            book, data.seqId, data.ts * NS_PER_MS, ts_recv_ns, bytes(data.bids), bytes(data.asks), out,
+            layout=Layout.COUNTED,
+        )  # fmt: skip
         self._quote(book, data, ts_recv_ns, out)
 
     def _change(self, book: OkxBook, data: BookData, ts_recv_ns: int, out: Batch) -> None:
@@ -129,7 +130,7 @@ class OkxBooks(StreamBooks):
             return
         self.delta(
             book, data.seqId, previous, data.ts * NS_PER_MS, ts_recv_ns, bytes(data.bids), bytes(data.asks),
-            out,
+            out, layout=Layout.COUNTED,
         )  # fmt: skip
         if book.state == LIVE:
             book.previous = data.prevSeqId
@@ -279,8 +280,9 @@ class ChecksumBooks(OkxBooks):
                 book.watch.heard(ts_recv_ns)
                 return
             self.delta(
-                book, NO_SEQ, None, data.ts * NS_PER_MS, ts_recv_ns, bytes(data.bids), bytes(data.asks), out
-            )
+                book, NO_SEQ, None, data.ts * NS_PER_MS, ts_recv_ns, bytes(data.bids), bytes(data.asks), out,
+                layout=Layout.COUNTED,
+            )  # fmt: skip
             self._quote(book, data, ts_recv_ns, out)
 
     def _holds(self, book: OkxBook, data: BookData, ts_recv_ns: int, out: Batch) -> bool:

@@ -599,6 +599,32 @@ def test_quotes_come_from_the_book_where_no_channel_brings_them(
     assert sorted(got, key=lambda row: row[0]) == sorted(expected, key=lambda row: row[0])
 
 
+@pytest.mark.parametrize("protocol", ["v5", "v5-checksum"])
+def test_each_level_has_its_number_of_orders(
+    rig: Callable[..., Rig], old: Path, today: Path, protocol: str
+) -> None:
+    path = (today if protocol == "v5" else old) / SMALL
+    made = rig(path)
+    made.play()
+    expected = defaultdict(list)
+    for message in said_in(path):
+        if message["arg"]["channel"] == "books":
+            (data,) = message["data"]
+            rows = sorted(data["bids"], key=lambda row: -Decimal(row[0])), data["asks"]
+            for px, size, _, orders in [row for side in rows for row in side]:
+                expected[message["arg"]["instId"]].append((Decimal(px), Decimal(size), int(orders)))
+    got = defaultdict(list)
+    for header, root, entries in made.out:
+        if header.msg_type in (MsgType.L2_DELTA, MsgType.L2_SNAPSHOT):
+            got[made.symbol(header)] += [
+                (scaled(row["price"], root.px_exp), scaled(row["qty"], root.qty_exp), int(row["orders"]))
+                for row in entries
+            ]
+    assert {symbol: sorted(rows) for symbol, rows in got.items()} == {
+        symbol: sorted(rows) for symbol, rows in expected.items()
+    }
+
+
 def test_levels_finer_than_tick_or_lot_are_kept_as_they_are(rig: Callable[..., Rig], old: Path) -> None:
     made = rig(old / OTHER)
     made.play()
