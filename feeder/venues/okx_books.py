@@ -15,7 +15,8 @@ from typing import Final
 
 import msgspec
 
-from feeder.batch import Batch, Layout, Request, VenueError
+from feeder.batch import Batch, Request, VenueError
+from feeder.columns import Layout
 from feeder.venues.base import NS_PER_MS, NS_PER_S
 from feeder.venues.okx_messages import BookAnswer, BookData, Books, decoder
 from feeder.venues.stream_books import GATHERING, LIVE, RESUMING, StreamBook, StreamBooks
