@@ -21,7 +21,7 @@ from replay.clock import Clock
 from replay.connection import Connection, frame
 from replay.faults import Faults, FaultsFile
 from replay.script import Message
-from replay.venue import Answer, Form, Postbox, Posted, Refused, StandIn, Violation
+from replay.venue import Answer, Form, Postbox, Posted, Refused, Speaking, StandIn, Violation
 from replay.weights import Attempts
 
 HOST = "127.0.0.1"
@@ -280,7 +280,9 @@ class Server:
     def _greet(self, connection: ServerConnection, request: Request) -> Response | None:
         assert isinstance(connection, Connection)
         client = connection.remote_address[0]
-        if not self._attempts.admits(client, time.monotonic()):
+        most = self._rules.connections
+        crowded = most is not None and len(self._connections) >= most
+        if crowded or not self._attempts.admits(client, time.monotonic()):
             too_many = HTTPStatus.TOO_MANY_REQUESTS
             return connection.respond(too_many, f"{too_many.phrase}\n")
         status, _ = self._refused("maintenance", "unauthorized")
@@ -309,13 +311,19 @@ class Server:
                 connection.flush()
                 self._subscribed(connection)
         except Violation as violation:
-            await connection.close(1008, str(violation))
+            await self._end(connection, violation)
         except ConnectionClosed:
             pass  # the client's end of a conversation is no error
         finally:
             self._leave(connection)
             self._connections.discard(connection)
             self._dirty.discard(connection)
+
+    async def _end(self, connection: Connection, violation: Violation) -> None:
+        for message in violation.last:
+            connection.push(self._frame(message))
+        connection.flush()
+        await connection.close(violation.code, str(violation))
 
     def _subscribed(self, connection: Connection) -> None:
         """Take over a connection's subscriptions and wait for all of them to be quiet."""
@@ -351,7 +359,7 @@ class Server:
         self._later(connection.close(1008, "too many messages"))
 
     async def _watch(self) -> None:
-        """Ping, and close what does not answer or has lived long enough."""
+        """Ping, speak, and close what does not answer or has lived long enough."""
         rules = self._rules
         pinged_s: dict[Connection, float] = defaultdict(float)
         while True:
@@ -360,6 +368,7 @@ class Server:
             for connection in self._connections:
                 if connection.stalled:
                     continue
+                self._let_speak(connection, now_s)
                 if now_s - connection.opened_s >= rules.lifetime_s:
                     self._later(connection.close(1001, "connection lifetime reached"))
                 elif now_s - connection.spoke_s >= rules.idle_s:
@@ -371,6 +380,16 @@ class Server:
                     self._later(connection.send_ping())
             for connection in pinged_s.keys() - self._connections:
                 del pinged_s[connection]
+
+    def _let_speak(self, connection: Connection, now_s: float) -> None:
+        """Send what a venue says by itself."""
+        if isinstance(connection.session, Speaking):
+            try:
+                for message in connection.session.due(now_s):
+                    connection.push(self._frame(message))
+                connection.flush()
+            except Violation as violation:
+                self._later(self._end(connection, violation))
 
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

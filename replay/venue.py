@@ -20,6 +20,7 @@ class Rules(NamedTuple):
     pong_echoes: bool  # whether only a pong with the payload of a ping keeps the link alive
     attempts_per_5min: int | None  # handshakes of one client; None: no limit
     idle_s: float = inf  # a connection whose client says nothing for so long is closed
+    connections: int | None = None  # open at the same time; the next handshake gets a 429; None: no limit
 
 
 class Posted(NamedTuple):
@@ -54,7 +55,16 @@ class Refused(Exception):
 
 
 class Violation(Exception):
-    """A client message after which the venue closes the connection, with code 1008."""
+    """What a client did, or left undone, after which the venue closes the connection.
+
+    code  of the close frame
+    last  messages that are sent before
+    """
+
+    def __init__(self, text: str, code: int = 1008, last: Sequence[bytes] = ()) -> None:
+        super().__init__(text)
+        self.code = code
+        self.last = last
 
 
 @runtime_checkable
@@ -80,6 +90,17 @@ class Session(Protocol):
 
     def farewell(self, now_ns: int) -> list[bytes]:
         """Return what the venue says at `now_ns` (since the epoch) before maintenance ends the connection."""
+
+
+@runtime_checkable
+class Speaking(Protocol):
+    """A session that speaks without being asked: heartbeats of its own, news."""
+
+    def due(self, now_s: float) -> list[bytes]:
+        """Return what it says at `now_s`, a clock that never goes back; asked each second.
+
+        Raises Violation for a client that left something undone.
+        """
 
 
 class StandIn(Protocol):
