@@ -8,6 +8,7 @@ import msgspec
 
 from feeder.batch import Batch, OutOfRange, Request, VenueError
 from feeder.settings import VenueSettings
+from feeder.venues.pool import Pool
 from feeder.venues.trade_ids import RecentTrades, TradeIds
 from market_types.enums import ClearReason
 from market_types.instruments import Instrument
@@ -64,6 +65,8 @@ class Shared:
     trades    last trade id and holes by instrument number
     recent    the last trades by instrument number, where ids follow no order
     slow      numbers of instruments whose fastest book stream stays silent: the next one is asked for
+    requests  what the venue lets all connections of an address ask for together, None = no such limit
+    relist    the venue said that its list of instruments has changed: it is to be read again soon
     counters  what went wrong, by name
     """
 
@@ -71,6 +74,8 @@ class Shared:
         self.trades: dict[int, TradeIds] = {}
         self.recent: dict[int, RecentTrades] = {}
         self.slow: set[int] = set()
+        self.requests: Pool | None = None
+        self.relist = False
         self.counters: Counter[str] = Counter()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Final, Literal, NamedTuple
 
 from feeder.venues.base import NS_PER_S
+from feeder.venues.pool import Pool
 
 ACK_DEADLINE_NS: Final = 10 * NS_PER_S
 
@@ -24,13 +25,14 @@ class Asked(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a reply decides: streams that will flow, and those the venue does not know.
+    """What a reply decides: streams that will flow, those the venue does not know, those that were left.
 
     unasked  nothing was asked that it could answer
     """
 
     flowing: Sequence[str] = ()
     refused: Sequence[str] = ()
+    left: Sequence[str] = ()
     unasked: bool = False
 
 
@@ -40,16 +42,23 @@ class Ledger:
     encode    what to send for a method, its streams and the number of the request
     per_s     messages at most in any second
     at_once   streams of one request at most
+    pool      what all connections of an address may ask for together, None = no such limit
     complete  everything asked for first has been acknowledged, or refused for good
     """
 
     def __init__(
-        self, encode: Callable[[Method, Sequence[str], int], bytes], *, per_s: int, at_once: int = 200
+        self,
+        encode: Callable[[Method, Sequence[str], int], bytes],
+        *,
+        per_s: int,
+        at_once: int = 200,
+        pool: Pool | None = None,
     ) -> None:
         self.complete = False
         self._encode = encode
         self._per_s = per_s
         self._at_once = at_once
+        self._pool = pool
         self._waiting: deque[Asked] = deque()
         self._open: dict[int, Asked] = {}
         self._sent_ns: deque[int] = deque(maxlen=per_s)  # of the last messages
@@ -64,7 +73,7 @@ class Ledger:
         """Return the messages that may go now. 0 = at the start, before the clock is known."""
         self._sent_ns = deque((at or now_ns for at in self._sent_ns), maxlen=self._per_s)
         messages = []
-        while self._waiting and not self._exhausted(now_ns):
+        while self._waiting and not self._exhausted(now_ns) and (not self._pool or self._pool.take(now_ns)):
             asked = self._waiting.popleft()
             number, self._next_number = self._next_number, self._next_number + 1
             self._open[number] = asked._replace(sent_ns=now_ns)
@@ -87,17 +96,30 @@ class Ledger:
                 late += 1
         return late
 
-    def settle(self, number: int | None, *, refused: bool = False, culprit: str = "") -> Outcome:
+    def settle(
+        self,
+        number: int | None,
+        *,
+        refused: bool = False,
+        culprit: str = "",
+        accepted: Collection[str] | None = None,
+    ) -> Outcome:
         """Close the request of that number. One that is refused as a whole is asked again in halves.
 
-        culprit  the stream that the venue names as the reason: the rest is asked again without it
+        culprit   the stream that the venue names as the reason: the rest is asked again without it
+        accepted  the streams that the venue lists as subscribed, where it does: all others are refused
         """
         asked = self._open.pop(number, None) if number is not None else None
         outcome = Outcome(unasked=True)
         if asked is not None and asked.method == "UNSUBSCRIBE":
-            outcome = Outcome(unasked=refused)
+            outcome = Outcome(left=asked.streams, unasked=refused)
+        elif asked is not None and refused:
+            outcome = self._split(asked, culprit)
+        elif asked is not None and accepted is not None:
+            known = [stream for stream in asked.streams if stream in accepted]
+            outcome = Outcome(known, [stream for stream in asked.streams if stream not in accepted])
         elif asked is not None:
-            outcome = self._split(asked, culprit) if refused else Outcome(flowing=asked.streams)
+            outcome = Outcome(flowing=asked.streams)
         self._note()
         return outcome
 

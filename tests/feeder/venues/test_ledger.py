@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feeder.venues.ledger import ACK_DEADLINE_NS, Ledger
+from feeder.venues.pool import Pool
 
 S = 1_000_000_000
 NOW = 1_700_000_000 * S
@@ -148,3 +149,30 @@ def test_the_stream_that_the_venue_names_is_taken_out_and_the_rest_asked_again_a
     (fourth,) = ledger.take(NOW)
     ledger.settle(json.loads(fourth)["id"], refused=True, culprit="never asked")
     assert [json.loads(half)["params"] for half in ledger.take(NOW)] == [["d"], ["e"]]
+
+
+def test_what_the_venue_does_not_list_is_refused() -> None:
+    ledger = new_ledger(5)
+    ledger.ask("SUBSCRIBE", ["a", "b", "c"])
+    ledger.take(0)
+    outcome = ledger.settle(1, accepted={"c", "a", "z"})
+    assert (list(outcome.flowing), list(outcome.refused), outcome.unasked) == (["a", "c"], ["b"], False)
+    assert ledger.complete
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_what_was_left_is_told_whether_the_venue_knew_it_or_not(refused: bool) -> None:
+    ledger = new_ledger(5)
+    ledger.ask("UNSUBSCRIBE", ["a", "b"])
+    ledger.take(NOW)
+    outcome = ledger.settle(1, refused=refused)
+    assert (list(outcome.left), list(outcome.flowing), outcome.unasked) == (["a", "b"], [], refused)
+
+
+def test_connections_of_an_address_share_a_pool() -> None:
+    pool = Pool(3, 1.0)
+    ledgers = [Ledger(request, per_s=10, pool=pool) for _ in range(2)]
+    for ledger in ledgers:
+        ledger.ask("SUBSCRIBE", ["a"] * 2 * STREAMS_PER_REQUEST)
+    assert [len(ledger.take(NOW)) for ledger in ledgers] == [2, 1]
+    assert [len(ledger.take(NOW + S)) for ledger in ledgers] == [0, 1]
