@@ -30,6 +30,9 @@ from recording.events import Response
 
 log = structlog.get_logger()
 
+LOOK_EVERY_S = 1.0  # whether the venue spoke of a change
+RELIST_WAIT_S = 5.0  # so that many changes at once are one reading
+
 
 class Definer(Protocol):
     """Who publishes definitions."""
@@ -118,9 +121,9 @@ class Roster:
         return answer
 
     async def keep(self, every_s: float) -> None:
-        """Read the list again and again; never returns."""
+        """Read the list again and again, and soon after the venue said that it has changed; never returns."""
         while True:
-            await asyncio.sleep(every_s * random.uniform(0.9, 1.1))
+            await self._quiet(every_s * random.uniform(0.9, 1.1))
             try:
                 await self.refresh()
             except (OSError, aiohttp.ClientError, TimeoutError, VenueError) as error:
@@ -131,6 +134,16 @@ class Roster:
                     problem=f"{type(error).__name__}: {error}",
                     retry_s=every_s,
                 )
+
+    async def _quiet(self, seconds: float) -> None:
+        """Wait so long, or until the venue speaks of a change and for what it says besides."""
+        shared = self.feed.shared
+        due_s = time.monotonic() + seconds
+        while not shared.relist and (left_s := due_s - time.monotonic()) > 0:
+            await asyncio.sleep(min(left_s, LOOK_EVERY_S))
+        if shared.relist:
+            await asyncio.sleep(RELIST_WAIT_S)
+        shared.relist = False
 
     async def refresh(self) -> None:
         """Read the list once: changed definitions, newcomers in, delisted ones out. Raises as `get` does."""

@@ -203,3 +203,27 @@ def test_reassigning_keeps_routes_of_one_path_apart(tmp_path: Path) -> None:
         assert reassign([fast, slow], [fast, other]) == ([(1, other)], [], [])
 
     run(work, tmp_path)
+
+
+def test_the_list_is_read_soon_after_the_venue_spoke_of_a_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("feeder.roster.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("feeder.roster.RELIST_WAIT_S", 0.0)
+
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol("BTCUSDT")]
+        await desk.roster.begin()
+        keeping = asyncio.create_task(desk.roster.keep(3_600))
+        await asyncio.sleep(0.05)
+        desk.listed = [symbol("BTCUSDT"), symbol("NEWUSDT")]
+        await asyncio.sleep(0.05)
+        assert len(desk.defined) == 1  # nothing was said
+        desk.feed.shared.relist = True
+        while len(desk.defined) < 2:
+            await asyncio.sleep(0.01)
+        assert desk.defined[1][0] == "NEWUSDT"
+        assert not desk.feed.shared.relist
+        keeping.cancel()
+
+    run(work, tmp_path)
