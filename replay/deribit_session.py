@@ -6,6 +6,8 @@ is acknowledged and brings no second snapshot, text that is no JSON is answered 
 left unanswered for one interval ends the connection with close code 4000.
 """
 
+import hashlib
+import hmac
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
@@ -242,8 +244,13 @@ class DeribitSession:
     def _auth(self, params: dict[str, Any]) -> dict[str, object]:
         match params.get("grant_type"):
             case "client_credentials":
-                good = (params.get("client_id"), params.get("client_secret")) == (CLIENT_ID, CLIENT_SECRET)
-                if not good:
+                if (params.get("client_id"), params.get("client_secret")) != (CLIENT_ID, CLIENT_SECRET):
+                    raise RpcError(13004, "invalid_credentials")
+            case "client_signature":
+                words = (params.get("timestamp"), params.get("nonce"), params.get("data", ""))
+                text = "\n".join(map(str, words)).encode()
+                signature = hmac.new(CLIENT_SECRET.encode(), text, hashlib.sha256).hexdigest()
+                if (params.get("client_id"), params.get("signature")) != (CLIENT_ID, signature):
                     raise RpcError(13004, "invalid_credentials")
             case "refresh_token":
                 if params.get("refresh_token") != f"refresh-{CLIENT_ID}":

@@ -1,0 +1,541 @@
+"""Deribit v2: perpetuals, futures, options and spot, over JSON-RPC.
+
+Source: the venue's documents as of 2026-11 (venues/deribit.md names them), the recordings, and what was
+measured at the venue in September 2026. The login is optional: it buys the interval `raw`.
+
+| Channel | Message | Role | Evidence |
+| --- | --- | --- | --- |
+| `book.{instrument}.{interval}` | `type` snapshot, change | L2; chain on `prev_change_id` | captures, §7 |
+| `trades.{instrument}.{interval}` | array | trades, `trade_seq` rises by one; liquidations | §6, samples |
+| `quote.{instrument}` | | BBO; else taken from the book | §6, samples |
+| `ticker.{instrument}.{interval}` | | statistics | captures |
+| `instrument.state.any.any` | | the list of instruments has changed | §3 |
+| `platform_state` | `maintenance`, `locked` | told; the list may have changed | §6, measured 2026-09 |
+| - | `heartbeat` with `type` test_request | answered at once, or the venue hangs up | §5 |
+| - | `{"id":1,"result":[...]}` | acknowledges what it lists, refuses the rest | captures, §4 |
+| - | `{"id":1,"error":{"code":...}}` | refuses a request as a whole | §4, §9 |
+
+Combos are left out: they have no kind on the wire, and their trades come on the channels of their legs too.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Final
+
+import orjson
+
+from feeder.batch import Batch, Request, VenueError
+from feeder.columns import Layout
+from feeder.credentials import Credentials
+from feeder.settings import VenueSettings
+from feeder.venues import deribit_markets
+from feeder.venues.base import NS_PER_MS, NS_PER_S, Adapter, Plan, Shared
+from feeder.venues.decoding import decoder
+from feeder.venues.deribit_markets import CALLS_AT_ONCE, CALLS_PER_S, LIMITS, subject
+from feeder.venues.deribit_messages import (
+    Book,
+    InstrumentState,
+    Login,
+    Message,
+    PlatformState,
+    Quote,
+    Refusal,
+    number,
+)
+from feeder.venues.deribit_stats import Series
+from feeder.venues.deribit_trades import Trades
+from feeder.venues.ledger import Ledger, Method, Outcome
+from feeder.venues.pool import Pool
+from feeder.venues.stream_books import GATHERING, LIVE, PATIENCE_NS, RESUMING, StreamBook, StreamBooks
+from feeder.venues.trade_chains import TradeChain
+from feeder.venues.trade_ids import TradeIds
+from feeder.venues.watch import Silence, Watch, Watchdog
+from market_types.enums import NO_SEQ
+from market_types.instruments import Instrument
+
+HEARTBEAT_S: Final = 30
+SILENCE_NS: Final = 3 * HEARTBEAT_S * NS_PER_S  # without a word, a heartbeat included: the socket is dead
+ANSWER_NS: Final = 10 * NS_PER_S  # for the first request of a connection
+HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
+CHANNELS_AT_ONCE: Final = 500
+REQUEST_BYTES: Final = 30_000  # of the 32 kB that are taken
+RENEW_LOGIN_SHARE: Final = 0.8  # of a login's life
+SCOPE: Final = "connection account:none trade:none wallet:none block_trade:none"
+
+#: numbers of requests that are not the ledger's
+_LOGIN, _HEARTBEAT, _TEST = 2_000_000_001, 2_000_000_002, 2_000_000_003
+#: not the fault of a channel: the whole connection is to be begun anew, later
+_RETRY_CODES = frozenset((10028, 10040, 10041, 10047, 10066, 11051, 11094, 13028, 13888, 13778))
+_BAD_LOGIN = frozenset((13004, 13009, 13021))
+_METHODS = {"SUBSCRIBE": "public/subscribe", "UNSUBSCRIBE": "public/unsubscribe"}
+
+_read = decoder(Message, "message")
+_read_book = decoder(Book, "book")
+_read_quote = decoder(Quote, "quote")
+_read_login = decoder(Login, "public/auth")
+_read_channels = decoder(list[str], "result")
+_read_platform = decoder(PlatformState, "platform_state")
+_read_state = decoder(InstrumentState, "instrument.state")
+
+
+def call(method: str, params: dict[str, object], number_: int) -> bytes:
+    """Return a request: named parameters, one at a time, each with its number."""
+    return orjson.dumps({"jsonrpc": "2.0", "id": number_, "method": method, "params": params})
+
+
+def _encode(method: Method, channels: Sequence[str], number_: int) -> bytes:
+    return call(_METHODS[method], {"channels": list(channels)}, number_)
+
+
+class BookRoute:
+    """A book, and whether best prices are taken from it."""
+
+    __slots__ = ("book", "derives")
+
+    def __init__(self, book: StreamBook, *, derives: bool) -> None:
+        self.book = book
+        self.derives = derives
+
+
+class Quotes:
+    """The best bid and offer of one instrument.
+
+    told      texts of the last one published, at `last_ms`
+    floor_ms  of the last one another connection published before this one took over
+    """
+
+    __slots__ = ("floor_ms", "instrument", "last_ms", "told", "watch")
+
+    def __init__(self, instrument: Instrument, watch: Watch) -> None:
+        self.instrument = instrument
+        self.watch = watch
+        self.told: tuple[str, str, str, str] = ("", "", "", "")
+        self.last_ms = 0
+        self.floor_ms = -1
+
+    def receive(self, data: bytes, ts_recv_ns: int, out: Batch) -> None:
+        """Take a quote: an empty side is 0 and 0, or null. Raises VenueError."""
+        self.watch.heard(ts_recv_ns)
+        quote = _read_quote(data)
+        texts = (
+            number(quote.best_bid_price) or "0", number(quote.best_bid_amount) or "0",
+            number(quote.best_ask_price) or "0", number(quote.best_ask_amount) or "0",
+        )  # fmt: skip
+        if quote.timestamp < self.floor_ms or (quote.timestamp == self.floor_ms and texts == self.told):
+            return
+        out.bbo(self.instrument, quote.timestamp * NS_PER_MS, ts_recv_ns, NO_SEQ, *texts)
+        self.told, self.last_ms = texts, quote.timestamp
+
+
+class DeribitAdapter:
+    """One connection.
+
+    login  the client's key, None for the public intervals
+    """
+
+    def __init__(self, plan: Plan, shared: Shared, login: Credentials | None = None) -> None:
+        self._shared = shared
+        self._count = shared.counters
+        self._login = login
+        self._streams = plan.streams
+        shared.requests = shared.requests or Pool(CALLS_AT_ONCE, CALLS_PER_S)
+        self._ledger = Ledger(
+            _encode, per_s=LIMITS.messages_per_s // 2, at_once=CHANNELS_AT_ONCE, pool=shared.requests
+        )
+        self._watchdog = Watchdog()
+        self._alerts: list[tuple[str, str, str]] = []
+        self._says: list[bytes] = []  # as soon as there is a batch
+        self._silent = False  # another connection publishes
+        self._ready = False  # the ledger may speak
+        self._begun_ns = 0  # when the first request was seen to be out
+        self._heard_ns = 0
+        self._handed_over_ns = 0  # when this one took over, until nothing more can come twice
+        self._closing = False
+        self._login_due_ns = 0
+        self._locked: set[str] = set()
+        self._books: StreamBooks
+        self._route(plan)
+
+    def _route(self, plan: Plan) -> None:
+        """Make a place for each channel."""
+        named = {instrument.symbol: instrument for instrument in plan.instruments}
+        quoted = {subject(channel) for channel in plan.streams if channel.startswith("quote.")}
+        self._routes: dict[str, BookRoute | Quotes | TradeChain | Series] = {}
+        for channel in plan.streams:
+            family = channel.partition(".")[0]
+            instrument = named.get(subject(channel))
+            if instrument is None:
+                continue
+            watch = self._watchdog.watch(
+                channel, instrument.symbol, prompt=False
+            )  # options may rest for long
+            if family == "book":
+                derives = instrument.symbol not in quoted
+                self._routes[channel] = BookRoute(StreamBook(instrument, watch), derives=derives)
+            elif family == "quote":
+                self._routes[channel] = Quotes(instrument, watch)
+            elif family == "trades":
+                ids = self._shared.trades.setdefault(instrument.number, TradeIds())
+                self._routes[channel] = TradeChain(instrument, watch, ids)
+            else:
+                self._routes[channel] = Series(instrument, watch)
+        routes = self._routes.values()
+        self._books = StreamBooks(self._count, (one.book for one in routes if isinstance(one, BookRoute)))
+        self._trades = Trades(self._count, (one for one in routes if isinstance(one, TradeChain)))
+
+    # -------------------------------------------------------------- what the runner asks
+
+    @property
+    def subscribed(self) -> bool:
+        """Return whether every channel was acknowledged, or refused for good."""
+        return self._ledger.complete
+
+    @property
+    def syncing(self) -> bool:
+        """Return whether a book waits for its snapshot."""
+        return self._books.syncing
+
+    @property
+    def closing(self) -> bool:
+        """Return whether the venue ended the connection, answers no more or sends nothing any more."""
+        return self._closing or self._watchdog.hopeless
+
+    def hello(self) -> list[bytes]:
+        """Return the first request; login and subscriptions follow its answer, as the venue allows."""
+        self._ask("SUBSCRIBE", self._streams)
+        return [call("public/set_heartbeat", {"interval": HEARTBEAT_S}, _HEARTBEAT)]
+
+    def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
+        """Append one message's records to `out`. Raises VenueError."""
+        said = _read(message)
+        self._heard_ns = ts_recv_ns
+        if said.method == "subscription":
+            self._data(said, message, ts_recv_ns, out)
+        else:
+            self._silent = False
+            self._control(said, message, ts_recv_ns)
+            self._speak(ts_recv_ns, out)
+
+    def _data(self, said: Message, message: bytes, ts_recv_ns: int, out: Batch) -> None:
+        channel, data = said.params.channel, bytes(said.params.data)
+        route = self._routes.get(channel)
+        if type(route) is BookRoute:
+            self._book(route, data, ts_recv_ns, out)
+        elif type(route) is Quotes or type(route) is Series:
+            route.receive(data, ts_recv_ns, out)
+        elif type(route) is TradeChain:
+            self._trades.receive(route, data, ts_recv_ns, out)
+        elif channel == "platform_state":
+            self._platform(_read_platform(data), out)
+        elif channel.startswith("instrument.state."):
+            _read_state(data)
+            self._shared.relist = True
+        else:
+            raise VenueError(f"channel: {channel!r}, which was not asked for: {message[:120]!r}")
+
+    def settle(self, message: bytes, ts_recv_ns: int) -> bool:
+        """Take a reply or a heartbeat while another connection publishes. Return False for data."""
+        self._silent = True
+        said = _read(message)
+        self._heard_ns = ts_recv_ns
+        if said.method == "subscription":
+            return False
+        self._control(said, message, ts_recv_ns)
+        return True
+
+    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
+        """Go on where the adapter of the same plan on the connection before this one stopped."""
+        assert isinstance(other, DeribitAdapter)
+        self._silent = False
+        self._handed_over_ns = now_ns
+        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
+        self._books.take_over(other._books)  # noqa: SLF001
+        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
+        for channel, route in self._routes.items():
+            theirs = other._routes.get(channel)  # noqa: SLF001
+            if isinstance(route, Quotes) and isinstance(theirs, Quotes):
+                route.told = theirs.told
+                route.last_ms = route.floor_ms = theirs.last_ms
+            elif isinstance(route, Series) and isinstance(theirs, Series):
+                route.take_over(theirs)
+
+    def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
+        """Ask for a new snapshot of a valid book, which stays valid until it comes."""
+        self._books.renew(instrument.symbol, now_ns)
+
+    def answer(self, request: Request, body: bytes, ts_recv_ns: int, out: Batch) -> None:
+        """Take past trades. Raises VenueError."""
+        self._trades.answer(request.key.partition(":")[2], body, ts_recv_ns, out)
+
+    def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:
+        """Report as lost what the venue does not give."""
+        self._trades.refused(request.key.partition(":")[2], status, ts_recv_ns, out)
+
+    def tick(self, now_ns: int, out: Batch) -> None:
+        """Do what is due: silent streams, books to be sent anew, requests that had to wait, the login."""
+        late = self._ledger.overdue(now_ns)
+        self._begun_ns = self._begun_ns or now_ns
+        if not self._ready and now_ns - self._begun_ns > ANSWER_NS:
+            late += 1
+            self._begun_ns = now_ns
+        if late:
+            self._count["ack_timeouts"] += late
+            self._closing = True
+        self._closing = self._closing or (self._heard_ns > 0 and now_ns - self._heard_ns > SILENCE_NS)
+        if not self._silent:
+            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
+                self._end_hand_over()
+            self._trades.tick(now_ns, out)
+            self._wake(self._watchdog.check(now_ns), out)
+            self._renew(book.watch.stream for book in self._books.due(now_ns))
+        if self._login_due_ns and now_ns >= self._login_due_ns:
+            self._log_in(now_ns)
+        self._speak(now_ns, out)
+
+    def disconnected(self, now_ns: int, out: Batch) -> None:
+        """Clear every valid book: no chain survives a reconnect."""
+        self._books.clear(now_ns, out)
+        self._trades.release()
+
+    # -------------------------------------------------------------- books
+
+    def _book(self, route: BookRoute, data: bytes, ts_recv_ns: int, out: Batch) -> None:
+        """Take a book event. Raises VenueError."""
+        said, book = _read_book(data), route.book
+        previous = self._continued(book, said)
+        if previous == said.change_id:
+            book.watch.heard(ts_recv_ns)
+            return
+        event_ns = said.timestamp * NS_PER_MS
+        bids, asks = bytes(said.bids), bytes(said.asks)
+        if said.whole:
+            self._books.snapshot(
+                book, said.change_id, event_ns, ts_recv_ns, bids, asks, out, layout=Layout.WORD_FIRST
+            )
+        else:
+            self._books.delta(
+                book, said.change_id, previous, event_ns, ts_recv_ns, bids, asks, out,
+                layout=Layout.WORD_FIRST,
+            )  # fmt: skip
+        if route.derives and book.state == LIVE:
+            out.derived_bbo(book.instrument, event_ns, ts_recv_ns)
+
+    def _continued(self, book: StreamBook, said: Book) -> int:
+        """Return the number that an event continues; its own one if it is published already.
+
+        On a hand-over the windows of two connections need not begin together: what begins before the last
+        number published and ends behind it continues that, since amounts are absolute.
+        """
+        previous = NO_SEQ if said.prev_change_id is None else said.prev_change_id
+        if book.state == RESUMING:
+            if said.change_id <= book.last_seq:
+                return said.change_id
+            book.state = RESUMING if said.whole else LIVE
+            return book.last_seq if previous <= book.last_seq else previous
+        if book.state == LIVE and said.change_id == book.last_seq and not said.whole:
+            self._count["book_duplicates"] += 1
+            return said.change_id
+        return previous
+
+    # -------------------------------------------------------------- JSON-RPC
+
+    def _control(self, said: Message, message: bytes, ts_recv_ns: int) -> None:
+        """Take an answer or a heartbeat. Raises VenueError."""
+        if said.method == "heartbeat":
+            if said.params.type == "test_request":
+                self._says.append(call("public/test", {}, _TEST))
+        elif said.error is not None:
+            self._refusal(said, said.error, ts_recv_ns)
+        elif said.method or said.id is None:
+            if "too_slow" in said.method:
+                self._count["too_slow"] += 1
+                self._alerts.append(("crit", "TOO_SLOW", "the venue ends a connection that reads too little"))
+            raise VenueError(f"message: neither data nor answer: {message[:120]!r}")
+        elif said.id == _LOGIN:
+            login = _read_login(bytes(said.result))
+            self._login_due_ns = ts_recv_ns + int(login.expires_in * RENEW_LOGIN_SHARE * NS_PER_S)
+            self._ready = True
+        elif said.id == _HEARTBEAT and self._login is not None:
+            self._log_in(ts_recv_ns)
+        elif said.id == _HEARTBEAT:
+            self._ready = True
+        elif said.id != _TEST:
+            self._settled(
+                self._ledger.settle(said.id, accepted=set(_read_channels(bytes(said.result)))), ts_recv_ns
+            )
+
+    def _log_in(self, now_ns: int) -> None:
+        """Log in for this connection, and for reading alone: a signature is shown, the secret never leaves.
+
+        Source: "public/auth", grant_type client_signature.
+        """
+        assert self._login is not None
+        self._login_due_ns = 0
+        stamp, nonce, data = now_ns // NS_PER_MS, str(now_ns), ""
+        text = f"{stamp}\n{nonce}\n{data}".encode()
+        signature = hmac.new(self._login.secret.reveal().encode(), text, hashlib.sha256).hexdigest()
+        params: dict[str, object] = {
+            "grant_type": "client_signature", "client_id": self._login.key.reveal(), "timestamp": stamp,
+            "nonce": nonce, "data": data, "signature": signature, "scope": SCOPE,
+        }  # fmt: skip
+        self._says.append(call("public/auth", params, _LOGIN))
+
+    def _settled(self, outcome: Outcome, ts_recv_ns: int) -> None:
+        """Expect data of what was acknowledged, tell what was not, ask again for what was left for that."""
+        if outcome.unasked and not outcome.left:
+            raise VenueError("message: an answer to nothing that was asked")
+        self._watchdog.acked(outcome.flowing, ts_recv_ns)
+        for channel in outcome.flowing:
+            route = self._routes.get(channel)
+            if isinstance(route, BookRoute) and route.book.state == GATHERING:
+                route.book.due_ns = ts_recv_ns + PATIENCE_NS  # the snapshot comes with the subscription
+        for channel in outcome.refused:
+            self._count["refused_streams"] += 1
+            self._alerts.append(("warn", "STREAM_REFUSED", f"stream={channel}"))
+        self._ask("SUBSCRIBE", outcome.left)
+
+    def _refusal(self, said: Message, refusal: Refusal, ts_recv_ns: int) -> None:
+        """Split a request that is refused for a channel; begin anew for anything else. Raises VenueError."""
+        told = f"code={refusal.code} msg={refusal.message[:80]}"
+        if said.id == _LOGIN or refusal.code in _BAD_LOGIN:
+            self._count["login_refused"] += 1
+            self._alerts.append(("crit", "LOGIN_REFUSED", told))
+            self._closing = True
+        elif refusal.code in _RETRY_CODES or said.id in (_HEARTBEAT, _TEST):
+            self._count["requests_refused"] += 1
+            self._alerts.append(("warn", "REQUEST_REFUSED", told))
+            self._closing = True
+        else:
+            outcome = self._ledger.settle(said.id, refused=True)
+            if outcome.unasked and not outcome.left:
+                raise VenueError(f"request: refused with {refusal.code} {refusal.message!r}")
+            self._settled(outcome, ts_recv_ns)
+
+    def _ask(self, method: Method, channels: Iterable[str]) -> None:
+        """Queue requests, none with too many channels or too many bytes."""
+        for part in _parts(channels):
+            self._ledger.ask(method, part)
+
+    def _renew(self, channels: Iterable[str]) -> None:
+        """Leave channels; what was left is subscribed again when the venue has said so."""
+        wanted = list(channels)
+        if wanted:
+            self._ask("UNSUBSCRIBE", wanted)
+
+    def _speak(self, now_ns: int, out: Batch) -> None:
+        """Hand over what is to be said and told."""
+        says, self._says = self._says, []
+        for message in says:
+            out.send(message)
+        if self._ready:
+            for message in self._ledger.take(now_ns):
+                out.send(message)
+        alerts, self._alerts = self._alerts, []
+        for alert in alerts:
+            out.alert(*alert)
+
+    # -------------------------------------------------------------- details
+
+    def _platform(self, state: PlatformState, out: Batch) -> None:
+        """Tell of maintenance and of locks, each once; a locked currency says nothing of its instruments."""
+        if state.maintenance:
+            self._count["maintenance"] += 1
+            out.alert("warn", "MAINTENANCE", "the venue begins a break")
+        if state.locked != (state.price_index in self._locked) and state.price_index:
+            self._locked ^= {state.price_index}
+            self._shared.relist = True
+            keyword = "INDEX_LOCKED" if state.locked else "INDEX_UNLOCKED"
+            out.alert("warn" if state.locked else "info", keyword, f"index={state.price_index}")
+
+    def _wake(self, silence: Silence, out: Batch) -> None:
+        """Subscribe silent streams again."""
+        for watch in silence.stale:
+            self._count["stale_streams"] += 1
+            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}")
+        for watch in silence.back:
+            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
+        self._renew(watch.stream for watch in silence.again)
+
+    def _end_hand_over(self) -> None:
+        """Nothing of the connection before this one can come twice any more."""
+        self._handed_over_ns = 0
+        for book in self._books:
+            if book.state == RESUMING:
+                book.state = LIVE
+        self._trades.end_hand_over()
+        for route in self._routes.values():
+            if isinstance(route, Quotes | Series):
+                route.floor_ms = -1
+
+
+def _parts(channels: Iterable[str]) -> Iterator[list[str]]:
+    """Yield channels in parts that one request can carry."""
+    part: list[str] = []
+    size = 0
+    for channel in channels:
+        size += len(channel) + 3
+        if part and (size > REQUEST_BYTES or len(part) == CHANNELS_AT_ONCE):
+            yield part
+            part, size = [], len(channel) + 3
+        part.append(channel)
+    if part:
+        yield part
+
+
+class DeribitMarket:
+    """All of the venue.
+
+    login  the client's key; without one the fastest interval is 100ms
+    """
+
+    venue = deribit_markets.VENUE
+    name = ""
+    limits = LIMITS
+
+    def __init__(self, login: Credentials | None = None) -> None:
+        self._login = login
+
+    def authorised(self, login: Credentials) -> "DeribitMarket":
+        """Return the market as a client with a key sees it."""
+        return DeribitMarket(login)
+
+    def instruments_requests(self) -> list[Request]:
+        """Return the one call for all currencies and kinds."""
+        path = "/api/v2/public/get_instruments?currency=any&expired=false"
+        return [Request(path, weight=2, priority=0, key="get_instruments")]
+
+    def next_page(self, request: Request, body: bytes) -> Request | None:  # noqa: ARG002
+        """Return None: the list has one page."""
+        return None
+
+    def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
+        """Return all single-leg instruments the venue lists. Raises VenueError."""
+        return deribit_markets.instruments(bodies)
+
+    def volumes_request(self) -> Request:
+        """Return the call for the 24 h volumes of what is settled in BTC: none is for all currencies."""
+        path = "/api/v2/public/get_book_summary_by_currency?currency=BTC"
+        return Request(path, weight=1, priority=0, key="get_book_summary")
+
+    def volumes(self, body: bytes) -> dict[str, float]:
+        """Return 24 h volumes in USD by the venue's text. Raises VenueError."""
+        return deribit_markets.volumes(body)
+
+    def category(self, instrument: Instrument) -> str:
+        """Return spot, perp, perp-inv, future, future-inv or option."""
+        return instrument.kind.word
+
+    def plans(
+        self, instruments: Sequence[Instrument | None], settings: VenueSettings, offered: Iterable[str] | None
+    ) -> list[Plan]:
+        """Spread instruments over connections. Raises SettingError for an interval that is not to be had."""
+        interval = deribit_markets.interval_of(settings.depth, login=self._login is not None)
+        return deribit_markets.plans(instruments, settings, offered, interval)
+
+    def adapter(self, plan: Plan, shared: Shared) -> Adapter:
+        """Return a new adapter."""
+        return DeribitAdapter(plan, shared, self._login)
+
+
+MARKETS = {"": DeribitMarket()}
