@@ -332,7 +332,7 @@ class DeribitAdapter:
             if said.change_id <= book.last_seq:
                 return said.change_id
             book.state = RESUMING if said.whole else LIVE
-            return book.last_seq if previous <= book.last_seq else previous
+            return max(book.last_seq, previous)
         if book.state == LIVE and said.change_id == book.last_seq and not said.whole:
             self._count["book_duplicates"] += 1
             return said.change_id
