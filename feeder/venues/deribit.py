@@ -23,6 +23,7 @@ import hmac
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
+import msgspec
 import orjson
 
 from feeder.batch import Batch, Request, VenueError
@@ -41,7 +42,6 @@ from feeder.venues.deribit_messages import (
     PlatformState,
     Quote,
     Refusal,
-    number,
 )
 from feeder.venues.deribit_stats import Series
 from feeder.venues.deribit_trades import Trades
@@ -118,14 +118,19 @@ class Quotes:
         """Take a quote: an empty side is 0 and 0, or null. Raises VenueError."""
         self.watch.heard(ts_recv_ns)
         quote = _read_quote(data)
-        texts = (
-            number(quote.best_bid_price) or "0", number(quote.best_bid_amount) or "0",
-            number(quote.best_ask_price) or "0", number(quote.best_ask_amount) or "0",
-        )  # fmt: skip
+        bid = _side(quote.best_bid_price, quote.best_bid_amount)
+        ask = _side(quote.best_ask_price, quote.best_ask_amount)
+        texts = (*bid, *ask)
         if quote.timestamp < self.floor_ms or (quote.timestamp == self.floor_ms and texts == self.told):
             return
         out.bbo(self.instrument, quote.timestamp * NS_PER_MS, ts_recv_ns, NO_SEQ, *texts)
         self.told, self.last_ms = texts, quote.timestamp
+
+
+def _side(price: msgspec.Raw, amount: msgspec.Raw) -> tuple[str, str]:
+    """Return the texts of one side of a quote."""
+    texts = bytes(price).decode(), bytes(amount).decode()
+    return ("0", "0") if "null" in texts else texts
 
 
 class DeribitAdapter:
