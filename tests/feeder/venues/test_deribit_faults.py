@@ -40,15 +40,19 @@ LINK_LOST, SEQ_GAP = 2, 4
 Levels = list[tuple[Decimal, Decimal]]
 
 
-def slow_books(path: Path) -> tuple[dict[str, tuple[Levels, Levels]], dict[str, list[int]]]:
-    """Return the books at the end, and the change_ids of each, from the raw text alone."""
+def slow_books(
+    path: Path,
+) -> tuple[dict[str, tuple[Levels, Levels]], dict[str, list[int]], dict[str, set[int]]]:
+    """Return the books at the end, the change_ids and the times of each, from the raw text alone."""
     books: dict[str, tuple[dict[Decimal, Decimal], dict[Decimal, Decimal]]] = defaultdict(lambda: ({}, {}))
     ids: dict[str, list[int]] = defaultdict(list)
+    times_ns: dict[str, set[int]] = defaultdict(set)
     for event in open_capture([path]).events():
         if isinstance(event, Received) and b'"channel":"book' in event.payload:
             data = json.loads(event.payload, parse_float=Decimal, parse_int=int)["params"]["data"]
             symbol = data["instrument_name"]
             ids[symbol].append(data["change_id"])
+            times_ns[symbol].add(data["timestamp"] * 1_000_000)
             for side, rows in zip(books[symbol], (data["bids"], data["asks"]), strict=True):
                 for action, price, amount in rows:
                     side.pop(Decimal(price), None)
@@ -58,7 +62,7 @@ def slow_books(path: Path) -> tuple[dict[str, tuple[Levels, Levels]], dict[str, 
         symbol: (sorted(bids.items(), reverse=True), sorted(asks.items()))
         for symbol, (bids, asks) in books.items()
     }
-    return final, ids
+    return final, ids, times_ns
 
 
 class Feeding(Fleet):
@@ -74,6 +78,7 @@ class Feeding(Fleet):
         self.books = L2Books()
         self.seen: list[tuple[MsgType, str, Any, int]] = []
         self.defined: list[tuple[str, int]] = []
+        self.times_ns: dict[str, set[int]] = defaultdict(set)  # of book events
         self.alerts: list[str] = []
         self._waiting = False
 
@@ -90,6 +95,7 @@ class Feeding(Fleet):
             kind = MsgType(frame.header.msg_type)
             if kind in (MsgType.L2_SNAPSHOT, MsgType.L2_DELTA, MsgType.GAP, MsgType.BOOK_CLEAR):
                 symbol = self.instruments[frame.header.symbol_id & 0xFFFFF].symbol
+                self.times_ns[symbol].add(frame.header.ts_event_ns)
                 self.seen.append(
                     (kind, symbol, decode(frame.header, frame.payload)[0], frame.header.venue_seq)
                 )
@@ -129,7 +135,7 @@ class Venue:
 
     def __init__(self, server: Server, fleet: Feeding, feed: Feed, roster_: Roster, path: Path) -> None:
         self.server, self.fleet, self.feed, self.roster = server, fleet, feed, roster_
-        self.final, self.ids = slow_books(path)
+        self.final, self.ids, self.times_ns = slow_books(path)
 
     async def until(self, condition: Callable[[], object], seconds: float = 12.0) -> None:
         """Wait for something; ticks come ten times a second."""
@@ -364,11 +370,13 @@ def test_an_unknown_channel_in_a_request_is_refused_alone(feeding: Callable[...,
 def test_a_venues_clock_that_drifts_is_published_as_it_is(
     feeding: Callable[..., None], seconds: float
 ) -> None:
-    """Times are facts; the quality checks tell of the drift."""
+    """Times are facts: the quality checks, which compare clocks, tell of the drift."""
 
     async def scenario(venue: Venue) -> None:
         await venue.start()
         await venue.played()
+        shift_ns = int(seconds * 1e9)
+        assert venue.fleet.times_ns[OPTION] == {ns + shift_ns for ns in venue.times_ns[OPTION]}
         assert not +venue.feed.shared.counters
 
     feeding(scenario, faults=fault("drift", "*", at_message=1, seconds=seconds))
