@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
+from feeder.credentials import find
 from feeder.fencing import Fenced, greatest_session, silence, stand_guard
 from feeder.fleet import Feed, Fleet
 from feeder.markets import fed_venues, markets_of, speaking
@@ -25,7 +26,7 @@ from feeder.selection import Choice, unmatched
 from feeder.sessions import SessionStore
 from feeder.settings import VenueSettings
 from feeder.standin import Ready, StandIn, StandInError
-from feeder.venues.base import Market, Shared
+from feeder.venues.base import KeyedMarket, Market, Shared
 from feeder.warmth import warm_up
 from market_types.configuration import ConfigError, SettingError, difference, load
 from market_types.enums import EndReason, Flag
@@ -317,8 +318,19 @@ class Feeder:
             rest = await stack.enter_async_context(Rest(rest_url, market.limits, shared.counters, budget))
             if source.stand_in is not None:
                 market = speaking(market, source.stand_in.ready.protocol)  # noqa: PLW2901  (the same, as it was)
+            market = self._authorised(market, (ws_url, rest_url))  # noqa: PLW2901  (the same, with a key)
             feeds.append(Feed(market, rest, ws_url, shared, self._settings.connection_lifetime_s))
         return feeds
+
+    def _authorised(self, market: Market, urls: Sequence[str]) -> Market:
+        """Return a market as a client with a key sees it, if there is one; it goes by TLS alone.
+
+        Raises CredentialError.
+        """
+        if not isinstance(market, KeyedMarket) or not all(url.startswith(("wss:", "https:")) for url in urls):
+            return market
+        credentials = find(market.venue.name, self._environ)
+        return market if credentials is None else market.authorised(credentials)
 
     async def marks(self, feed: Feed, source: "Source") -> tuple[Flag, Answer | None, Ready | None]:
         """Return the marks of the data, and what was learnt by asking a source that is not the venue."""

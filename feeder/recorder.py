@@ -5,6 +5,7 @@ connection is of no more use; what they make of the messages is thrown away. One
 """
 
 import asyncio
+import re
 import time
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -24,9 +25,12 @@ from recording import Event, Head, Received, Writer, captures_in, new_folder
 log = structlog.get_logger()
 
 SEGMENT_BYTES = 64 * 2**20
-STICKY = ("exchangeInfo",)
+STICKY = ("exchangeInfo", "get_instruments")
 OVERLAP_NS = 10 * NS_PER_S  # of two connections at a hand-over
 SNAPSHOTS_EVERY_S = 1800.0
+
+#: what answers a login
+_TOKENS = re.compile(rb'("(?:access|refresh)_token"\s*:\s*)"[^"]*"')
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -104,8 +108,10 @@ class Recorder(Fleet):
         self.instruments.update({instrument.number: instrument for instrument in instruments})
 
     def _hear(self, event: Event) -> None:
-        """Write an event down, unless it came on the connection before this one already."""
+        """Write an event down, without tokens, unless it came on the connection before this one already."""
         if isinstance(event, Received):
+            if b'_token"' in event.payload:
+                event = event._replace(payload=_TOKENS.sub(rb'\1"***"', event.payload))
             mark = hash(event.payload)
             if event.ts_recv_ns < self._last_ns:  # kept while its connection was silent
                 if self._hashes[mark] > 0:

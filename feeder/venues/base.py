@@ -2,11 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
 from feeder.batch import Batch, OutOfRange, Request, VenueError
+from feeder.credentials import Credentials
 from feeder.settings import VenueSettings
 from feeder.venues.pool import Pool
 from feeder.venues.trade_ids import RecentTrades, TradeIds
@@ -165,3 +166,11 @@ class Market(Protocol):
 
     def adapter(self, plan: Plan, shared: Shared) -> Adapter:
         """Return a new adapter for one connection."""
+
+
+@runtime_checkable
+class KeyedMarket(Protocol):
+    """What a market offers besides whose venue gives more to a client with a key."""
+
+    def authorised(self, login: Credentials) -> Market:
+        """Return the market as that client sees it."""
