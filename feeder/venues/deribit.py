@@ -18,19 +18,16 @@ measured at the venue in September 2026. The login is optional: it buys the inte
 Combos are left out: they have no kind on the wire, and their trades come on the channels of their legs too.
 """
 
-import hashlib
-import hmac
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import msgspec
-import orjson
 
 from feeder.batch import Batch, Request, VenueError
 from feeder.columns import Layout
 from feeder.credentials import Credentials
 from feeder.settings import VenueSettings
-from feeder.venues import deribit_markets
+from feeder.venues import deribit_markets, deribit_rpc
 from feeder.venues.base import NS_PER_MS, NS_PER_S, Adapter, Plan, Shared
 from feeder.venues.decoding import decoder
 from feeder.venues.deribit_markets import CALLS_AT_ONCE, CALLS_PER_S, LIMITS, subject
@@ -54,21 +51,12 @@ from feeder.venues.watch import Silence, Watch, Watchdog
 from market_types.enums import NO_SEQ
 from market_types.instruments import Instrument
 
-HEARTBEAT_S: Final = 30
-SILENCE_NS: Final = 3 * HEARTBEAT_S * NS_PER_S  # without a word, a heartbeat included: the socket is dead
+SILENCE_NS: Final = (
+    3 * deribit_rpc.HEARTBEAT_S * NS_PER_S
+)  # without a word, a heartbeat included: the socket is dead
 ANSWER_NS: Final = 10 * NS_PER_S  # for the first request of a connection
 HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
-CHANNELS_AT_ONCE: Final = 500
-REQUEST_BYTES: Final = 30_000  # of the 32 kB that are taken
 RENEW_LOGIN_SHARE: Final = 0.8  # of a login's life
-SCOPE: Final = "connection account:none trade:none wallet:none block_trade:none"
-
-#: numbers of requests that are not the ledger's
-_LOGIN, _HEARTBEAT, _TEST = 2_000_000_001, 2_000_000_002, 2_000_000_003
-#: not the fault of a channel: the whole connection is to be begun anew, later
-_RETRY_CODES = frozenset((10028, 10040, 10041, 10047, 10066, 11051, 11094, 13028, 13888, 13778))
-_BAD_LOGIN = frozenset((13004, 13009, 13021))
-_METHODS = {"SUBSCRIBE": "public/subscribe", "UNSUBSCRIBE": "public/unsubscribe"}
 
 _read = decoder(Message, "message")
 _read_book = decoder(Book, "book")
@@ -77,15 +65,6 @@ _read_login = decoder(Login, "public/auth")
 _read_channels = decoder(list[str], "result")
 _read_platform = decoder(PlatformState, "platform_state")
 _read_state = decoder(InstrumentState, "instrument.state")
-
-
-def call(method: str, params: dict[str, object], number_: int) -> bytes:
-    """Return a request: named parameters, one at a time, each with its number."""
-    return orjson.dumps({"jsonrpc": "2.0", "id": number_, "method": method, "params": params})
-
-
-def _encode(method: Method, channels: Sequence[str], number_: int) -> bytes:
-    return call(_METHODS[method], {"channels": list(channels)}, number_)
 
 
 class BookRoute:
@@ -146,7 +125,10 @@ class DeribitAdapter:
         self._streams = plan.streams
         shared.requests = shared.requests or Pool(CALLS_AT_ONCE, CALLS_PER_S)
         self._ledger = Ledger(
-            _encode, per_s=LIMITS.messages_per_s // 2, at_once=CHANNELS_AT_ONCE, pool=shared.requests
+            deribit_rpc.subscription,
+            per_s=LIMITS.messages_per_s // 2,
+            at_once=deribit_rpc.CHANNELS_AT_ONCE,
+            pool=shared.requests,
         )
         self._watchdog = Watchdog()
         self._alerts: list[tuple[str, str, str]] = []
@@ -172,9 +154,7 @@ class DeribitAdapter:
             instrument = named.get(subject(channel))
             if instrument is None:
                 continue
-            watch = self._watchdog.watch(
-                channel, instrument.symbol, prompt=False
-            )  # options may rest for long
+            watch = self._watchdog.watch(channel, instrument.symbol, prompt=False)  # options may rest
             if family == "book":
                 derives = instrument.symbol not in quoted
                 self._routes[channel] = BookRoute(StreamBook(instrument, watch), derives=derives)
@@ -209,7 +189,7 @@ class DeribitAdapter:
     def hello(self) -> list[bytes]:
         """Return the first request; login and subscriptions follow its answer, as the venue allows."""
         self._ask("SUBSCRIBE", self._streams)
-        return [call("public/set_heartbeat", {"interval": HEARTBEAT_S}, _HEARTBEAT)]
+        return [deribit_rpc.heartbeat()]
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -309,7 +289,7 @@ class DeribitAdapter:
         """Take a book event. Raises VenueError."""
         said, book = _read_book(data), route.book
         previous = self._continued(book, said)
-        if previous == said.change_id:
+        if previous is None:
             book.watch.heard(ts_recv_ns)
             return
         event_ns = said.timestamp * NS_PER_MS
@@ -326,8 +306,8 @@ class DeribitAdapter:
         if route.derives and book.state == LIVE:
             out.derived_bbo(book.instrument, event_ns, ts_recv_ns)
 
-    def _continued(self, book: StreamBook, said: Book) -> int:
-        """Return the number that an event continues; its own one if it is published already.
+    def _continued(self, book: StreamBook, said: Book) -> int | None:
+        """Return the number that an event continues, None for one that is published already.
 
         On a hand-over the windows of two connections need not begin together: what begins before the last
         number published and ends behind it continues that, since amounts are absolute.
@@ -335,12 +315,12 @@ class DeribitAdapter:
         previous = NO_SEQ if said.prev_change_id is None else said.prev_change_id
         if book.state == RESUMING:
             if said.change_id <= book.last_seq:
-                return said.change_id
+                return None
             book.state = RESUMING if said.whole else LIVE
             return max(book.last_seq, previous)
         if book.state == LIVE and said.change_id == book.last_seq and not said.whole:
             self._count["book_duplicates"] += 1
-            return said.change_id
+            return None
         return previous
 
     # -------------------------------------------------------------- JSON-RPC
@@ -349,7 +329,7 @@ class DeribitAdapter:
         """Take an answer or a heartbeat. Raises VenueError."""
         if said.method == "heartbeat":
             if said.params.type == "test_request":
-                self._says.append(call("public/test", {}, _TEST))
+                self._says.append(deribit_rpc.test())
         elif said.error is not None:
             self._refusal(said, said.error, ts_recv_ns)
         elif said.method or said.id is None:
@@ -357,34 +337,23 @@ class DeribitAdapter:
                 self._count["too_slow"] += 1
                 self._alerts.append(("crit", "TOO_SLOW", "the venue ends a connection that reads too little"))
             raise VenueError(f"message: neither data nor answer: {message[:120]!r}")
-        elif said.id == _LOGIN:
+        elif said.id == deribit_rpc.LOGIN:
             login = _read_login(bytes(said.result))
             self._login_due_ns = ts_recv_ns + int(login.expires_in * RENEW_LOGIN_SHARE * NS_PER_S)
             self._ready = True
-        elif said.id == _HEARTBEAT and self._login is not None:
+        elif said.id == deribit_rpc.HEARTBEAT and self._login is not None:
             self._log_in(ts_recv_ns)
-        elif said.id == _HEARTBEAT:
+        elif said.id == deribit_rpc.HEARTBEAT:
             self._ready = True
-        elif said.id != _TEST:
+        elif said.id != deribit_rpc.TEST:
             self._settled(
                 self._ledger.settle(said.id, accepted=set(_read_channels(bytes(said.result)))), ts_recv_ns
             )
 
     def _log_in(self, now_ns: int) -> None:
-        """Log in for this connection, and for reading alone: a signature is shown, the secret never leaves.
-
-        Source: "public/auth", grant_type client_signature.
-        """
         assert self._login is not None
         self._login_due_ns = 0
-        stamp, nonce, data = now_ns // NS_PER_MS, str(now_ns), ""
-        text = f"{stamp}\n{nonce}\n{data}".encode()
-        signature = hmac.new(self._login.secret.reveal().encode(), text, hashlib.sha256).hexdigest()
-        params: dict[str, object] = {
-            "grant_type": "client_signature", "client_id": self._login.key.reveal(), "timestamp": stamp,
-            "nonce": nonce, "data": data, "signature": signature, "scope": SCOPE,
-        }  # fmt: skip
-        self._says.append(call("public/auth", params, _LOGIN))
+        self._says.append(deribit_rpc.login(self._login, now_ns))
 
     def _settled(self, outcome: Outcome, ts_recv_ns: int) -> None:
         """Expect data of what was acknowledged, tell what was not, ask again for what was left for that."""
@@ -403,11 +372,11 @@ class DeribitAdapter:
     def _refusal(self, said: Message, refusal: Refusal, ts_recv_ns: int) -> None:
         """Split a request that is refused for a channel; begin anew for anything else. Raises VenueError."""
         told = f"code={refusal.code} msg={refusal.message[:80]}"
-        if said.id == _LOGIN or refusal.code in _BAD_LOGIN:
+        if said.id == deribit_rpc.LOGIN or refusal.code in deribit_rpc.BAD_LOGIN_CODES:
             self._count["login_refused"] += 1
             self._alerts.append(("crit", "LOGIN_REFUSED", told))
             self._closing = True
-        elif refusal.code in _RETRY_CODES or said.id in (_HEARTBEAT, _TEST):
+        elif refusal.code in deribit_rpc.RETRY_CODES or said.id in (deribit_rpc.HEARTBEAT, deribit_rpc.TEST):
             self._count["requests_refused"] += 1
             self._alerts.append(("warn", "REQUEST_REFUSED", told))
             self._closing = True
@@ -419,7 +388,7 @@ class DeribitAdapter:
 
     def _ask(self, method: Method, channels: Iterable[str]) -> None:
         """Queue requests, none with too many channels or too many bytes."""
-        for part in _parts(channels):
+        for part in deribit_rpc.parts(channels):
             self._ledger.ask(method, part)
 
     def _renew(self, channels: Iterable[str]) -> None:
@@ -472,20 +441,6 @@ class DeribitAdapter:
         for route in self._routes.values():
             if isinstance(route, Quotes | Series):
                 route.floor_ms = -1
-
-
-def _parts(channels: Iterable[str]) -> Iterator[list[str]]:
-    """Yield channels in parts that one request can carry."""
-    part: list[str] = []
-    size = 0
-    for channel in channels:
-        size += len(channel) + 3
-        if part and (size > REQUEST_BYTES or len(part) == CHANNELS_AT_ONCE):
-            yield part
-            part, size = [], len(channel) + 3
-        part.append(channel)
-    if part:
-        yield part
 
 
 class DeribitMarket:

@@ -25,10 +25,18 @@ KEYLESS: Final = "100ms"  # the fastest interval without a login
 INTERVALS: Final = ("raw", KEYLESS, "agg2")
 CONNECTIONS: Final = 24  # of the 32 an address may have; hand-overs, REST and a browser want some
 CHANNELS_PER_SYMBOL: Final = 4
+PAUSE_S: Final = 10
 CALLS_AT_ONCE: Final = 9  # subscriptions: 3,000 of 30,000 credits each, and one in reserve
 CALLS_PER_S: Final = 3.0  # of the 10,000 credits a second that come back
 #: of the venue as a whole, on the first connection
 VENUE_CHANNELS: Final = ("instrument.state.any.any", "platform_state")
+
+
+def refusal_s(status: int, body: bytes) -> int:
+    """Return for how long to make no call where an error says so: out of credits, maintenance, no service."""
+    limited = any(b'"code":%d' % code in body for code in (10028, 11051, 13028))
+    return PAUSE_S if limited and status not in (200, 418, 429) else 0
+
 
 LIMITS: Final = Limits(
     streams_per_connection=1_000,  # ours: none is published, and 1,700 options on one socket fell behind
@@ -38,6 +46,7 @@ LIMITS: Final = Limits(
     lifetime_s=math.inf,
     weight_per_minute=100,  # calls: the pool holds so many, and what is never emptied is never exceeded
     weight_header="",
+    refusal_s=refusal_s,
     backoff_base_s=1.0,
     backoff_cap_s=60.0,
 )

@@ -1414,6 +1414,18 @@ def test_raw_is_for_who_has_a_key() -> None:
             public.plans(place, settings(depth=depth), None)
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "seconds"),
+    [(400, 10028, 10), (400, 11051, 10), (503, 13028, 10), (400, 13020, 0), (429, 10028, 0), (200, 10028, 0)],
+)
+def test_when_rest_is_to_be_left_alone(status: int, code: int, seconds: int) -> None:
+    """429 and 418 tell themselves; the venue's codes may come with another status."""
+    refusal_s = MARKETS[""].limits.refusal_s
+    assert refusal_s is not None
+    body = dump({"jsonrpc": "2.0", "error": {"message": "x", "code": code}})
+    assert refusal_s(status, body) == seconds
+
+
 # ------------------------------------------------------------------ fuzz
 
 
