@@ -141,7 +141,7 @@ class Ticker(msgspec.Struct):
     bid_iv: msgspec.Raw = NULL
     ask_iv: msgspec.Raw = NULL
     stats: DayStats = msgspec.field(default_factory=DayStats)
-    greeks: Greeks = msgspec.field(default_factory=Greeks)
+    greeks: Greeks | None = None  # options
 
 
 class PlatformState(msgspec.Struct):

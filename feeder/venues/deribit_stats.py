@@ -4,8 +4,10 @@ A ticker repeats everything ten times a second; what is sent is what has changed
 time: `current_funding` is the rate now, and no event settles it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Final
+
+import msgspec
 
 from feeder.batch import Batch
 from feeder.venues.base import NS_PER_MS
@@ -15,7 +17,7 @@ from feeder.venues.watch import Watch
 from market_types.enums import MarketKind, StatKind
 from market_types.instruments import Instrument
 
-_PERCENT: Final = "e-2"  # behind a number's text: as a fraction
+_PERCENT: Final = frozenset((StatKind.IV_MARK, StatKind.IV_BID, StatKind.IV_ASK))
 _INVERSE: Final = (MarketKind.INVERSE_PERP, MarketKind.INVERSE_FUTURE)
 _read_ticker = decoder(Ticker, "ticker")
 
@@ -23,35 +25,44 @@ _read_ticker = decoder(Ticker, "ticker")
 class Series:
     """The statistics of one instrument.
 
-    told      the last text of each kind
+    told      the venue's last text of each kind
     last_ms   the venue's time of the last message
     floor_ms  of the last one another connection published before this one took over
     """
 
-    __slots__ = ("floor_ms", "instrument", "last_ms", "told", "watch")
+    __slots__ = ("_open_interest", "floor_ms", "instrument", "last_ms", "told", "watch")
 
     def __init__(self, instrument: Instrument, watch: Watch) -> None:
         self.instrument = instrument
         self.watch = watch
-        self.told: dict[StatKind, str] = {}
+        self.told: dict[StatKind, bytes] = {}
         self.last_ms = 0
         self.floor_ms = -1
+        inverse = instrument.kind in _INVERSE
+        self._open_interest = StatKind.OPEN_INTEREST_QUOTE if inverse else StatKind.OPEN_INTEREST_BASE
 
     def receive(self, data: bytes, ts_recv_ns: int, out: Batch) -> None:
-        """Take a ticker. Raises VenueError."""
+        """Take a ticker: null, words and the volatility of an empty side are nothing. Raises VenueError."""
         self.watch.heard(ts_recv_ns)
         ticker = _read_ticker(data)
         if ticker.timestamp <= self.floor_ms:
             return
         self.last_ms = ticker.timestamp
-        changed = [(kind, text) for kind, text in self._values(ticker) if self.told.get(kind) != text]
-        if changed:
-            out.stats(self.instrument, ticker.timestamp * NS_PER_MS, ts_recv_ns, changed)
-            self.told.update(changed)
+        told = self.told
+        changed: dict[StatKind, bytes] = {}
+        values: list[tuple[StatKind, str]] = []
+        for kind, raw in self._fields(ticker):
+            said = bytes(raw)
+            if told.get(kind) != said and (text := number(raw)):
+                changed[kind] = said
+                values.append((kind, fraction(text) if kind in _PERCENT else text))
+        if values:
+            out.stats(self.instrument, ticker.timestamp * NS_PER_MS, ts_recv_ns, values)
+            told.update(changed)
 
-    def _values(self, ticker: Ticker) -> Iterator[tuple[StatKind, str]]:
-        """Yield what a ticker tells: null, absent, and the volatility of an empty side are nothing."""
-        for kind, raw in (
+    def _fields(self, ticker: Ticker) -> Iterable[tuple[StatKind, msgspec.Raw]]:
+        """Return what a ticker tells. Open interest is USD of inverse contracts, else the base coin."""
+        fields = [
             (StatKind.MARK, ticker.mark_price),
             (StatKind.INDEX, ticker.index_price),
             (StatKind.LAST, ticker.last_price),
@@ -65,29 +76,26 @@ class Series:
             (StatKind.LOW, ticker.stats.low),
             (StatKind.VOLUME_24H_BASE, ticker.stats.volume),
             (StatKind.VOLUME_24H_QUOTE, ticker.stats.volume_notional),
-            (StatKind.DELTA, ticker.greeks.delta),
-            (StatKind.GAMMA, ticker.greeks.gamma),
-            (StatKind.VEGA, ticker.greeks.vega),
-            (StatKind.THETA, ticker.greeks.theta),
-            (StatKind.RHO, ticker.greeks.rho),
-        ):
-            text = number(raw)
-            if text:
-                yield kind, text
-        for kind, raw, price in (
-            (StatKind.IV_MARK, ticker.mark_iv, ticker.mark_price),
-            (StatKind.IV_BID, ticker.bid_iv, ticker.best_bid_price),
-            (StatKind.IV_ASK, ticker.ask_iv, ticker.best_ask_price),
-        ):
-            text = number(raw)
-            if text and float(number(price) or 0):
-                yield kind, fraction(text)
-
-    @property
-    def _open_interest(self) -> StatKind:
-        """Return the kind of open interest: USD of inverse contracts, the base coin of all others."""
-        inverse = self.instrument.kind in _INVERSE
-        return StatKind.OPEN_INTEREST_QUOTE if inverse else StatKind.OPEN_INTEREST_BASE
+        ]
+        greeks = ticker.greeks
+        if greeks is not None:
+            fields += [
+                (StatKind.DELTA, greeks.delta),
+                (StatKind.GAMMA, greeks.gamma),
+                (StatKind.VEGA, greeks.vega),
+                (StatKind.THETA, greeks.theta),
+                (StatKind.RHO, greeks.rho),
+            ]
+            fields += [
+                (kind, raw)
+                for kind, raw, price in (
+                    (StatKind.IV_MARK, ticker.mark_iv, ticker.mark_price),
+                    (StatKind.IV_BID, ticker.bid_iv, ticker.best_bid_price),
+                    (StatKind.IV_ASK, ticker.ask_iv, ticker.best_ask_price),
+                )
+                if float(number(price) or 0)
+            ]
+        return fields
 
     def take_over(self, other: "Series") -> None:
         """Publish nothing that another connection has published."""
@@ -98,4 +106,4 @@ class Series:
 def fraction(percent: str) -> str:
     """Return a percentage's decimal text as a fraction, exactly."""
     mantissa, exponent, shift = percent.lower().partition("e")
-    return f"{mantissa}{_PERCENT}" if not exponent else f"{mantissa}e{int(shift) - 2}"
+    return f"{mantissa}e{int(shift) - 2 if exponent else -2}"
