@@ -236,7 +236,7 @@ def test_every_change_is_published_once_and_in_its_order(feeding: Callable[..., 
     async def scenario(venue: Venue) -> None:
         await venue.start()
         await venue.played()
-        published = defaultdict(list)
+        published: dict[str, list[int]] = defaultdict(list)
         for kind in (MsgType.L2_SNAPSHOT, MsgType.L2_DELTA):
             for symbol, _, seq in venue.fleet.of(kind):
                 if seq not in published[symbol]:  # several frames of one event
