@@ -106,11 +106,11 @@ class DeribitStandIn:
 
     def known(self, name: str) -> bool:
         """Return whether the venue has a channel of that name: of an instrument it lists, or of none."""
-        if Channel.of(name).stem in self._stem_of or _FAMILIES.fullmatch(name):
-            subject = Channel.of(name).subject
-            listed = subject in self._symbols and subject not in self._rest.ended
-            return listed if subject else Channel.of(name).stem in self._stem_of
-        return _SILENT.fullmatch(name) is not None
+        channel = Channel.of(name)
+        if not channel.subject:
+            return channel.stem in self._stem_of or _SILENT.fullmatch(name) is not None
+        formed = _FAMILIES.fullmatch(name) or (channel.interval and channel.stem in self._stem_of)
+        return bool(formed) and channel.subject in self._symbols and channel.subject not in self._rest.ended
 
     def resolve(self, name: str) -> int | None:
         """Return the stream a channel is served from, whatever its interval."""
