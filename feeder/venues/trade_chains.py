@@ -226,7 +226,7 @@ class TradeChains(Generic[Chain, Said]):
         """Give up what the venue does not tell; `status` is what it said."""
         chain = self._chains[symbol]
         chain.ids.filler = None
-        self._lost(chain, chain.ids.lose(chain.ids.last), ts_recv_ns, out)
+        self._lost(chain, chain.ids.lose(chain.ids.last + 1), ts_recv_ns, out)
 
     def _try_later(self, chain: Chain, now_ns: int, out: Batch) -> None:
         """Ask again in a while for what was asked, or give it up after several answers without it."""
@@ -273,7 +273,7 @@ class TradeChains(Generic[Chain, Said]):
                 self._chains[symbol].floor = chain.ids.last
                 self._ask(self._chains[symbol], now_ns, out)
             else:
-                self._lost(chain, chain.ids.lose(chain.ids.last), now_ns, out)
+                self._lost(chain, chain.ids.lose(chain.ids.last + 1), now_ns, out)
 
     def end_hand_over(self) -> None:
         """From now on a trade that comes twice is this connection's doing."""
