@@ -60,7 +60,7 @@ class OkxStandIn:
         self._symbol_of = {stream: symbol for symbol in self._symbols.values() for stream in symbol.streams}
         self._books: dict[int, Book] = {}
         self._numbers = Numbers(self._symbol_of)
-        self._rest = OkxRest(self._capture, self._symbols, self.present)
+        self._rest = OkxRest(self._capture, self._symbols, self.present, self.past)
         self._families = {
             name for entry in self._rest.entries() for name in (entry["uly"], family_of(entry)) if name
         }
@@ -101,20 +101,32 @@ class OkxStandIn:
 
     def present(self, stream: int) -> bytes | None:
         """Return what a subscriber is sent first: the book as it is, the last message of another stream."""
-        point = self.play.point(stream)
+        point, recorded = self.play.point(stream), self._recorded(stream)
         symbol = self._symbol_of.get(stream)
-        recorded = stream
-        if symbol is not None and symbol.text != symbol.recorded:
-            name = f"{self.play.names[stream].removesuffix(symbol.text)}{symbol.recorded}"
-            recorded = self._capture.stream_of[name]
         if symbol is None or symbol.streams[stream] != BOOKS:
             message = self._capture.last_before(recorded, point)
         else:
             if stream not in self._books:
                 self._books[stream] = Book(self._capture.messages(recorded))
             message = self._books[stream].at(point)
-        if message is None:
-            return None
+        return None if message is None else self._served(stream, message)
+
+    def past(self, stream: int) -> list[bytes]:
+        """Return all messages of a stream up to now, sent or not."""
+        point = self.play.point(stream)
+        messages = self._capture.messages(self._recorded(stream))
+        return [self._served(stream, message) for position, message in messages if position < point]
+
+    def _recorded(self, stream: int) -> int:
+        """Return the recorded stream that a served one repeats."""
+        symbol = self._symbol_of.get(stream)
+        if symbol is None or symbol.text == symbol.recorded:
+            return stream
+        return self._capture.stream_of[self.play.names[stream].removesuffix(symbol.text) + symbol.recorded]
+
+    def _served(self, stream: int, message: bytes) -> bytes:
+        """Return a recorded message under the served name and number."""
+        symbol = self._symbol_of.get(stream)
         return self._numbers.presented(stream, symbol.renamed(message) if symbol else message)
 
     # what faults change

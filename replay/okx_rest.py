@@ -17,10 +17,12 @@ LIMITS = {
     "/api/v5/public/underlying": 20,
     "/api/v5/public/time": 10,
     "/api/v5/market/books": 40,
+    "/api/v5/market/history-trades": 20,
     "/api/v5/market/tickers": 20,
 }
 KINDS = ("SPOT", "MARGIN", "SWAP", "FUTURES", "OPTION", "EVENTS")
 MAX_LEVELS = 400
+MAX_TRADES = 100
 
 
 class _Wrong(Exception):
@@ -40,6 +42,7 @@ class OkxRest:
     """The REST side.
 
     present  stream -> its book as it is
+    past     stream -> all its messages up to now
     """
 
     def __init__(
@@ -47,11 +50,13 @@ class OkxRest:
         capture: OkxCapture,
         symbols: Mapping[str, Symbol],
         present: Callable[[int], bytes | None],
+        past: Callable[[int], list[bytes]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._capture = capture
         self._symbols = symbols
         self._present = present
+        self._past = past
         self._clock = clock
         self._asked_s: dict[tuple[str, str, str], deque[float]] = defaultdict(deque)
         self._paths: Mapping[str, Callable[[Mapping[str, str], int], list[Any]]] = {
@@ -59,6 +64,7 @@ class OkxRest:
             "/api/v5/public/instruments": self._instruments,
             "/api/v5/public/underlying": self._underlying,
             "/api/v5/market/books": self._book,
+            "/api/v5/market/history-trades": self._trades,
             "/api/v5/market/tickers": self._tickers,
         }
         self.ended: set[str] = set()  # instruments that are listed no more
@@ -115,10 +121,30 @@ class OkxRest:
         kind = _kind(query)
         return [sorted({entry["uly"] for entry in self.entries() if entry["instType"] == kind})]
 
-    def _book(self, query: Mapping[str, str], now_ns: int) -> list[Any]:
+    def _symbol(self, query: Mapping[str, str]) -> Symbol:
         symbol = self._symbols.get(query.get("instId", ""))
         if symbol is None or symbol.text in self.ended:
             raise _Wrong("51001", "Instrument ID, Instrument ID code, or Spread ID doesn't exist.", 200)
+        return symbol
+
+    def _trades(self, query: Mapping[str, str], now_ns: int) -> list[Any]:  # noqa: ARG002
+        """Answer with the trades before id `after`, newest first."""
+        stream = self._symbol(query).stream("trades")
+        after, limit = query.get("after", ""), query.get("limit", str(MAX_TRADES))
+        if not limit.isdecimal() or (after and not after.isdecimal()):
+            raise _Wrong("51000", "Parameter after error")
+        if stream is None:
+            return []
+        rows = {
+            int(row["tradeId"]): row
+            for message in self._past(stream)
+            for row in orjson.loads(message)["data"]
+        }
+        before = [rows[number] for number in sorted(rows, reverse=True) if not after or number < int(after)]
+        return before[: min(int(limit), MAX_TRADES)]
+
+    def _book(self, query: Mapping[str, str], now_ns: int) -> list[Any]:
+        symbol = self._symbol(query)
         levels = query.get("sz", "1")
         if not (levels.isascii() and levels.isdigit() and 1 <= int(levels) <= MAX_LEVELS):
             raise _Wrong("51000", "Parameter sz error")

@@ -175,7 +175,7 @@ class OkxAdapter:
         self._reply(read_reply(message), ts_recv_ns)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to say)
+    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
         """Go on where the adapter of the same plan on the connection before this one stopped."""
         assert isinstance(other, OkxAdapter)
         self._silent = False
@@ -185,7 +185,7 @@ class OkxAdapter:
             if symbol in other._quotes:  # noqa: SLF001
                 quotes.last_seq = quotes.floor_seq = other._quotes[symbol].last_seq  # noqa: SLF001
         self._books.take_over(other._books)  # noqa: SLF001
-        self._trades.take_over(other._trades)  # noqa: SLF001
+        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
         self._stats.take_over(other._stats)  # noqa: SLF001
 
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
@@ -193,14 +193,21 @@ class OkxAdapter:
         self._books.renew(instrument.symbol, now_ns)
 
     def answer(self, request: Request, body: bytes, ts_recv_ns: int, out: Batch) -> None:
-        """Take a book by REST. Raises VenueError."""
-        self._books.answer(request.key.partition(":")[2], body, ts_recv_ns, out)
+        """Take a book or past trades by REST. Raises VenueError."""
+        call, _, symbol = request.key.partition(":")
+        if call == "books":
+            self._books.answer(symbol, body, ts_recv_ns, out)
+        else:
+            self._trades.answer(symbol, body, ts_recv_ns, out)
 
     def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:
-        """Subscribe anew instead."""
-        symbol = request.key.partition(":")[2]
-        self._books.refused(symbol, ts_recv_ns)
-        out.alert("warn", "SNAPSHOT_REFUSED", f"symbol={symbol} http={status}")
+        """Subscribe a book anew instead; tell of trades that they are lost."""
+        call, _, symbol = request.key.partition(":")
+        if call == "books":
+            self._books.refused(symbol, ts_recv_ns)
+            out.alert("warn", "SNAPSHOT_REFUSED", f"symbol={symbol} http={status}")
+        else:
+            self._trades.refused(symbol, status, ts_recv_ns, out)
 
     def tick(self, now_ns: int, out: Batch) -> None:
         """Do what is due: pings, silent streams, broken books, requests that had to wait."""
@@ -215,6 +222,7 @@ class OkxAdapter:
         if not self._silent:
             if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
                 self._end_hand_over()
+            self._trades.tick(now_ns, out)
             self._wake(self._watchdog.check(now_ns), out)
             self._recover(now_ns)
         self._flush(now_ns, out)
@@ -222,6 +230,7 @@ class OkxAdapter:
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: nothing is replayed after a reconnect."""
         self._books.clear(now_ns, out)
+        self._trades.release()
 
     # -------------------------------------------------------------- data
 

@@ -228,6 +228,14 @@ class Tickers(msgspec.Struct):
     data: list[Ticker] = []
 
 
+class PastTrades(msgspec.Struct):
+    """Answer of market/history-trades, newest first; each is one fill."""
+
+    code: str
+    msg: str = ""
+    data: list[Trade] = []
+
+
 class BookAnswer(msgspec.Struct):
     """Answer of market/books."""
 

@@ -346,10 +346,31 @@ def test_a_book_by_rest_is_the_streams(folder: Path) -> None:
     assert rest(standin, path, instId=SWAP, sz="401")[1]["code"] == "51000"
 
 
+def test_past_trades_are_those_up_to_now_newest_first(folder: Path) -> None:
+    standin = standin_of(folder / SMALL)
+    path = "/api/v5/market/history-trades"
+    said = said_in(folder / SMALL)
+    assert rest(standin, path, instId="BTC-USDT")[1]["data"] == []
+    for _ in said:
+        standin.play.take()
+    rows = [
+        row
+        for one in said
+        if one["arg"] == {"channel": "trades", "instId": "BTC-USDT"}
+        for row in one["data"]
+    ]
+    rows.sort(key=lambda row: -int(row["tradeId"]))
+    assert len(rows) > 40
+    assert rest(standin, path, instId="BTC-USDT")[1]["data"] == rows[:100]
+    assert rest(standin, path, instId="BTC-USDT", after=rows[4]["tradeId"], limit="3")[1]["data"] == rows[5:8]
+    assert rest(standin, path, instId="BTC-USDT", after="x")[1]["code"] == "51000"
+    assert rest(standin, path, instId="NO-SUCH")[1]["code"] == "51001"
+
+
 def test_rest_counts_requests_in_two_seconds(folder: Path) -> None:
     standin = standin_of(folder / SMALL)
     now_s = [0.0]
-    served = OkxRest(standin._capture, standin._symbols, standin.present, lambda: now_s[0])
+    served = OkxRest(standin._capture, standin._symbols, standin.present, standin.past, lambda: now_s[0])
     path = "/api/v5/public/instruments"
     statuses = [served.answer(path, {"instType": "SPOT"}, "a", 0).status for _ in range(LIMITS[path] + 1)]
     assert statuses == [200] * LIMITS[path] + [429]

@@ -695,27 +695,62 @@ def check_final(made: Rig, path: Path) -> None:
     assert {symbol: made.levels(symbol) for symbol in oracle.books} == oracle.books
 
 
-def test_trades_missed_between_two_connections_are_told(rig: Callable[..., Rig], old: Path) -> None:
-    made = rig(old / SMALL)
+def missing(rig: Callable[..., Rig], path: Path, rest_status: int = 200) -> tuple[Rig, range]:
+    """Return a rig that missed trades of BTC-USDT between two connections, and their ids."""
+    made = rig(path)
     made.play(until=lambda rig: len(list(rig.of(MsgType.TRADE))) >= 20)
     (line,) = [line for line in made.lines if line.plan.route == ""]
     line.open = False  # and nobody notices for a while
     made.play(until=lambda rig: rig.standin.play.point(0) >= 300)
     line.open = True
     known = made.shared.trades[made.instruments["BTC-USDT"].number].last
+    made.rest_status = rest_status
     made.lose(line)
+    missed = range(known + 1, made.shared.trades[made.instruments["BTC-USDT"].number].last + 1)
+    assert len(missed) > 3
     made.play()
-    (gap,) = [(header, root) for header, root, _ in made.of(MsgType.GAP) if made.symbol(header) == "BTC-USDT"]
-    assert (gap[1].stream, gap[1].reason, gap[1].state) == (
-        GapStream.TRADES, ClearReason.LINK_LOST, GapState.LOST,
-    )  # fmt: skip
-    assert gap[1].first_missing == known + 1
-    missed = range(gap[1].first_missing, gap[1].last_missing + 1)
-    expected = [row for row in expected_trades(said_in(old / SMALL)) if row[0] == "BTC-USDT"]
+    return made, missed
+
+
+def gaps_of(made: Rig, symbol: str) -> list[tuple[int, int, int, int]]:
+    return [
+        (root.state, root.reason, root.first_missing, root.last_missing)
+        for header, root, _ in made.of(MsgType.GAP)
+        if made.symbol(header) == symbol and root.stream == GapStream.TRADES
+    ]
+
+
+@pytest.mark.parametrize("protocol", ["v5", "v5-checksum"])
+def test_trades_missed_between_two_connections_come_by_rest(
+    rig: Callable[..., Rig], old: Path, today: Path, protocol: str
+) -> None:
+    path = (today if protocol == "v5" else old) / SMALL
+    made, missed = missing(rig, path)
+    assert made.trades() == expected_trades(said_in(path))
+    assert gaps_of(made, "BTC-USDT") == [
+        (state, ClearReason.LINK_LOST, missed.start, missed.stop - 1)
+        for state in (GapState.OPEN, GapState.FILLED)
+    ]
+    filled = [
+        int(row["trade_id"])
+        for header, _, entries in made.of(MsgType.TRADE)
+        for row in entries
+        if header.flags & Flag.BACKFILL and made.symbol(header) == "BTC-USDT"
+    ]
+    assert filled == list(missed)
+
+
+def test_trades_that_rest_does_not_give_are_lost(rig: Callable[..., Rig], today: Path) -> None:
+    made, missed = missing(rig, today / SMALL, rest_status=400)
+    expected = [row for row in expected_trades(said_in(today / SMALL)) if row[0] == "BTC-USDT"]
     assert [row for row in made.trades() if row[0] == "BTC-USDT"] == [
         row for row in expected if row[1] not in missed
     ]
-    assert any(row[1] in missed for row in expected)
+    assert gaps_of(made, "BTC-USDT") == [
+        (state, ClearReason.LINK_LOST, missed.start, missed.stop - 1)
+        for state in (GapState.OPEN, GapState.LOST)
+    ]
+    assert "SNAPSHOT_REFUSED" not in made.words()
 
 
 def test_a_count_begun_anew_is_followed(rig: Callable[..., Rig], today: Path) -> None:
@@ -1232,7 +1267,9 @@ def test_mutated_messages_and_answers_raise_only_venue_error(
     said = [json.dumps(message, separators=(",", ":")).encode() for message in said_in(path)[5:160]]
     said += [*samples(recordings), *(message for line in made.lines for message in line.said)]
     said.append(b'{"event":"error","msg":"channel:books,instId:BTC-USDT doesn\'t exist","code":"60018"}')
-    body = b'{"code":"0","msg":"","data":[{"asks":[["2","1","0","1"]],"bids":[],"ts":"1","seqId":7}]}'
+    book_body = b'{"code":"0","msg":"","data":[{"asks":[["2","1","0","1"]],"bids":[],"ts":"1","seqId":7}]}'
+    row = b'{"instId":"BTC-USDT","tradeId":"338476300","px":"1","sz":"2","side":"buy","ts":"1652459225000"}'
+    bodies = {"books": book_body, "trades": b'{"code":"0","msg":"","data":[%b]}' % row}
     generator = random.Random(20220513)
     refused = 0
     (line,) = [line for line in made.lines if line.plan.route == ""]
@@ -1250,7 +1287,8 @@ def test_mutated_messages_and_answers_raise_only_venue_error(
         requests, made.batch.requests = made.batch.requests, []
         for request in requests:
             with contextlib.suppress(VenueError):
-                line.adapter.answer(request, mutate(body, generator), made.now_ns, made.batch)
+                body = mutate(bodies[request.key.partition(":")[0]], generator)
+                line.adapter.answer(request, body, made.now_ns, made.batch)
         if number % 250 == 0:
             line.adapter.tick(made.now_ns, made.batch)
             made.publish()
