@@ -613,7 +613,7 @@ def test_each_level_has_its_number_of_orders(
             rows = sorted(data["bids"], key=lambda row: -Decimal(row[0])), data["asks"]
             for px, size, _, orders in [row for side in rows for row in side]:
                 expected[message["arg"]["instId"]].append((Decimal(px), Decimal(size), int(orders)))
-    got = defaultdict(list)
+    got: dict[str, list[Any]] = defaultdict(list)
     for header, root, entries in made.out:
         if header.msg_type in (MsgType.L2_DELTA, MsgType.L2_SNAPSHOT):
             got[made.symbol(header)] += [
