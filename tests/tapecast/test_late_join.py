@@ -15,7 +15,7 @@ CAPTURE = "20210405_BINANCE_FUTURES-1125a2.0.gz"
 SYMBOLS = ["BATUSDT", "CHRUSDT", "CTKUSDT", "NEOUSDT", "SANDUSDT"]
 KEYS = ("SPIN_CRYPTO", "RECOVERY_PORT_CRYPTO", "RECOVERY_PORT_STOCKS")
 WORDS = ("--venue", "binance", "--allow", "replay", "--json")
-BOOKS = ("books", *WORDS, "--levels", "0", "--until-done")
+BOOKS = ("books", *WORDS, "--levels", "0", "--until-done", "--wait", "300")
 
 
 def said(process: Any) -> dict[str, Any]:
