@@ -12,6 +12,7 @@ from typing import Annotated, Literal, TypeVar
 import msgspec
 
 from feeder.batch import VenueError
+from feeder.venues.decoding import decoder
 
 NS_PER_MS = 1_000_000
 
@@ -225,26 +226,6 @@ class _Answer(msgspec.Struct):
 
 T = TypeVar("T")
 
-#: what decoding may raise
-DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
-
-def decoder(kind: type[T], what: str, *, strict: bool = True) -> Callable[[bytes | msgspec.Raw], T]:
-    """Return a function that reads one `kind`. It raises VenueError, which begins with `what`.
-
-    strict  text is no number
-    """
-    decode = msgspec.json.Decoder(kind, strict=strict).decode
-
-    def read(text: bytes | msgspec.Raw) -> T:
-        try:
-            return decode(text)
-        except DECODE_ERRORS as error:
-            raise VenueError(f"{what}: {error}: {bytes(text)[:120]!r}") from error
-
-    return read
-
-
 read_message = decoder(Message, "message")
 read_book = decoder(Book, "orderbook")
 read_best = decoder(Best, "orderbook.1")
@@ -266,7 +247,7 @@ def answer_reader(kind: type[T], what: str) -> Callable[[bytes], T]:
         answer = _read_answer(body)
         if answer.retCode != 0:
             raise VenueError(f"{what}: retCode {answer.retCode} {answer.retMsg!r}, expected 0")
-        return read_result(answer.result)
+        return read_result(bytes(answer.result))
 
     return read
 

@@ -24,9 +24,10 @@ from feeder.settings import VenueSettings
 from feeder.venues import bybit_markets
 from feeder.venues.base import NS_PER_S, Adapter, Limits, Plan, Shared
 from feeder.venues.bybit_markets import Terms
-from feeder.venues.bybit_messages import Id, Message, Millis, Side, Trade, decoder
+from feeder.venues.bybit_messages import Id, Message, Millis, Side, Trade
 from feeder.venues.bybit_trades import TradeTopic
 from feeder.venues.bybit_v5 import BybitAdapter
+from feeder.venues.decoding import decoder
 from feeder.venues.ledger import Method
 from feeder.venues.stream_books import LIVE, StreamBook
 from market_types.decimals import parse
@@ -132,7 +133,7 @@ class BybitAdapterV2(BybitAdapter):
     def _take_book(self, book: StreamBook, said: Message, ts_recv_ns: int, out: Batch) -> None:
         assert isinstance(said, MessageV2)
         seq, whole = said.cross_seq, said.type == "snapshot"
-        data: Rows | list[Row] = _read_rows(said.data)
+        data: Rows | list[Row] = _read_rows(bytes(said.data))
         if self._is_known(book, seq, whole=whole):
             book.watch.heard(ts_recv_ns)
             return
@@ -157,7 +158,7 @@ class BybitAdapterV2(BybitAdapter):
                 one.trade_time_ms, one.symbol, one.side, _text(one.size), _text(one.price), one.trade_id,
                 seq=one.cross_seq,
             )
-            for one in _read_trades(said.data)
+            for one in _read_trades(bytes(said.data))
         ]  # fmt: skip
         if topic.watch.acked_ns or self.terms.name == "inverse":
             self._trades.trades(topic, trades, ts_recv_ns, out)

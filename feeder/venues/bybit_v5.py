@@ -247,7 +247,7 @@ class BybitAdapter:
     # -------------------------------------------------------------- data
 
     def _take_book(self, book: StreamBook, said: Message, ts_recv_ns: int, out: Batch) -> None:
-        data = read_book(said.data)
+        data = read_book(bytes(said.data))
         whole = said.type == "snapshot" or data.u == RESTARTED
         if not whole and said.type != "delta":
             raise VenueError(f"{said.topic}: type {said.type!r}, expected snapshot or delta")
@@ -283,7 +283,7 @@ class BybitAdapter:
     def _take_best(self, quotes: Quotes, said: Message, ts_recv_ns: int, out: Batch) -> None:
         if said.type != "snapshot":
             raise VenueError(f"{said.topic}: type {said.type!r}, expected snapshot")
-        data = read_best(said.data)
+        data = read_best(bytes(said.data))
         if quotes.news(data.u, ts_recv_ns):
             (bid_px, bid_qty), (ask_px, ask_qty) = (
                 side[0] if side else ("0", "0") for side in (data.b, data.a)
@@ -292,13 +292,13 @@ class BybitAdapter:
             out.bbo(quotes.instrument, event_ns, ts_recv_ns, data.u, bid_px, bid_qty, ask_px, ask_qty)
 
     def _take_trades(self, topic: TradeTopic, said: Message, ts_recv_ns: int, out: Batch) -> None:
-        self._trades.trades(topic, read_trades(said.data), ts_recv_ns, out)
+        self._trades.trades(topic, read_trades(bytes(said.data)), ts_recv_ns, out)
 
     def _take_ticker(self, series: Series, said: Message, ts_recv_ns: int, out: Batch) -> None:
-        self._stats.ticker(series, read_ticker(said.data), said.ts, ts_recv_ns, out)
+        self._stats.ticker(series, read_ticker(bytes(said.data)), said.ts, ts_recv_ns, out)
 
     def _take_liquidations(self, series: Series, said: Message, ts_recv_ns: int, out: Batch) -> None:
-        self._stats.liquidations(series, read_liquidations(said.data), said.ts, ts_recv_ns, out)
+        self._stats.liquidations(series, read_liquidations(bytes(said.data)), said.ts, ts_recv_ns, out)
 
     # -------------------------------------------------------------- answers
 
@@ -310,7 +310,7 @@ class BybitAdapter:
         if said.op in ("subscribe", "unsubscribe") and said.success is not None:
             return self._settled(said, refused=not said.success)
         if said.type == "COMMAND_RESP":
-            topics = read_topics(said.data)
+            topics = read_topics(bytes(said.data))
             return self._settled_topics(topics.successTopics, topics.failTopics, "failTopics")
         raise VenueError(f"message: neither data nor answer: {message[:120]!r}")
 
