@@ -121,11 +121,20 @@ def in_v5(path: Path, folder: Path) -> Path:
                 *({**row, "size": 0} for row in said["data"]["delete"]),
                 *said["data"]["update"], *said["data"]["insert"],
             ]  # fmt: skip
-            sides = [[[row["price"], str(row["size"])] for row in rows if row["side"] == s] for s in ("Buy", "Sell")]
+            sides = [
+                [[row["price"], str(row["size"])] for row in rows if row["side"] == s]
+                for s in ("Buy", "Sell")
+            ]
             numbers[symbol] += 1
             data = {"s": symbol, "b": sides[0], "a": sides[1], "u": 1_000 + numbers[symbol],
                     "seq": int(said["cross_seq"])}  # fmt: skip
-            message = {"topic": f"orderbook.50.{symbol}", "type": said["type"], "ts": ms, "data": data, "cts": ms}
+            message = {
+                "topic": f"orderbook.50.{symbol}",
+                "type": said["type"],
+                "ts": ms,
+                "data": data,
+                "cts": ms,
+            }
         elif channel == "trade" and len(oracle.trades) > before:
             rows = [
                 {"T": int(one["trade_time_ms"]), "s": symbol, "S": one["side"], "v": str(one["size"]),
@@ -193,9 +202,9 @@ class Rig:
     ) -> None:  # fmt: skip
         self.standin = stand_in_of(open_capture([path], market), alias, 7)
         self.market = speaking(MARKETS[self.standin.market], self.standin.protocol)
-        self.now_ns = self._second_ns = self.standin.start_ns + 1_600_000_000 * NS_PER_S * (
-            self.standin.start_ns == 0
-        )
+        epoch_ns = 1_600_000_000 * NS_PER_S  # of samples, which have no receive time
+        recorded = self.standin.start_ns > epoch_ns
+        self.now_ns = self._second_ns = self.standin.start_ns if recorded else epoch_ns
         self.offset_ns = self.now_ns - self.standin.start_ns
         self.shared = Shared()
         self.faults = Faults(FaultsFile(Path("x"), faults), self.standin, self, seed=3)
@@ -263,7 +272,12 @@ class Rig:
             self.hear(line, answer)
 
     def hear(self, line: Line, message: bytes) -> None:
-        """Hand a message to an adapter as a link does, and do what it wishes."""
+        """Hand a message to an adapter, and do what it wishes."""
+        self.receive(line, message)
+        self.settle(line)
+
+    def receive(self, line: Line, message: bytes) -> None:
+        """Hand a message to an adapter as a link does."""
         if not line.open:
             return
         if len(message) > 32 * 2**20:
@@ -277,7 +291,6 @@ class Rig:
                 line.adapter.receive(message, self.now_ns, self.batch)
         except VenueError as error:
             self.bad.append(str(error))
-        self.settle(line)
 
     def settle(self, line: Line) -> None:
         messages, self.batch.messages = self.batch.messages, []
@@ -346,11 +359,12 @@ class Rig:
         return self
 
     def deliver(self, stream: int, payloads: Sequence[bytes]) -> None:
+        """Send messages in one go: what an adapter says to the first comes after the last."""
         for line in self.carriers([stream]):
-            forms = [form for wanted, form in line.session.wanted() if wanted == stream]
-            for form in forms:
+            for form in [form for wanted, form in line.session.wanted() if wanted == stream]:
                 for payload in payloads:
-                    self.hear(line, payload if form is None else form(payload))
+                    self.receive(line, payload if form is None else form(payload))
+            self.settle(line)
 
     def wait(self, seconds: float) -> "Rig":
         """Let time pass without data."""
@@ -402,7 +416,9 @@ class Rig:
     def levels(self, symbol: str) -> Book:
         assert self.valid(symbol)
         book = self.books[self.instruments[symbol].symbol_id]
-        bids, asks = ({Decimal(px): Decimal(qty) for px, qty in side} for side in (book.bids_text(), book.asks_text()))
+        bids, asks = (
+            {Decimal(px): Decimal(qty) for px, qty in side} for side in (book.bids_text(), book.asks_text())
+        )
         return bids, asks
 
     def trades(self, kind: MsgType = MsgType.TRADE) -> list[tuple[Any, ...]]:
@@ -416,7 +432,10 @@ class Rig:
 
     def gaps(self) -> list[tuple[str, int, int, int]]:
         """Return (symbol, stream, reason, state)."""
-        return [(self.symbol(head), root.stream, root.reason, root.state) for head, root, _ in self.of(MsgType.GAP)]
+        return [
+            (self.symbol(head), root.stream, root.reason, root.state)
+            for head, root, _ in self.of(MsgType.GAP)
+        ]
 
     def clears(self) -> list[tuple[str, int]]:
         return [(self.symbol(header), root.reason) for header, root, _ in self.of(MsgType.BOOK_CLEAR)]
@@ -524,3 +543,359 @@ def test_a_capture_in_v5_gives_the_same_books_and_trades(rig: MakeRig, bybit: Pa
     assert sorted(row[:6] for row in fed.trades()) == sorted(row[:6] for row in oracle.trades)
     assert not fed.counters
     assert fed.gaps() == []
+
+
+# ------------------------------------------------------------------ faults
+
+
+def check_final(fed: Rig, bybit: Path) -> None:
+    """Compare all books with what an independent builder has at the end."""
+    for symbol, book in oracle_of(bybit / LINEAR_V2).books.items():
+        assert fed.levels(symbol) == book, symbol
+
+
+def requests(fed: Rig, symbol: str) -> list[tuple[str, str]]:
+    """Return (operation, topic) of all that was asked about a symbol's book."""
+    return [
+        (said["op"], topic)
+        for line in fed.lines
+        for said in line.said
+        for topic in said.get("args", ())
+        if topic.startswith("orderbook.") and topic.endswith(f".{symbol}")
+    ]
+
+
+def test_a_skipped_message_ends_the_book_and_the_topic_is_left_and_joined_anew(
+    rig: MakeRig, bybit: Path, eight: Path
+) -> None:
+    fed = rig(eight, faults=[book_fault("skip", 100)]).play()
+    ((head, gap, _),) = fed.of(MsgType.GAP)
+    assert (fed.symbol(head), gap.stream, gap.reason, gap.state) == (BCH, BOOKS, ClearReason.VENUE_SEQ_GAP, 1)
+    assert gap.first_missing == gap.last_missing == 1_100
+    ((head, clear, _),) = fed.of(MsgType.BOOK_CLEAR)
+    assert (fed.symbol(head), clear.reason, clear.last_good_venue_seq) == (
+        BCH,
+        ClearReason.VENUE_SEQ_GAP,
+        1_099,
+    )
+    topic = f"orderbook.50.{BCH}"
+    assert requests(fed, BCH) == [("subscribe", topic), ("unsubscribe", topic), ("subscribe", topic)]
+    assert fed.counters == {"book_gaps": 1, "quality_gaps": 1}
+    check_final(fed, bybit)
+
+
+def test_the_topic_is_joined_only_when_its_leaving_is_acknowledged(rig: MakeRig, eight: Path) -> None:
+    held: list[bytes] = []
+
+    def hold(answers: list[bytes]) -> list[bytes]:
+        leaving = [answer for answer in answers if b'"unsubscribe"' in answer]
+        held.extend(leaving)
+        return [answer for answer in answers if answer not in leaving]
+
+    fed = rig(eight, faults=[book_fault("skip", 100)], answers=hold)
+    fed.play(lambda rig: bool(held))
+    assert requests(fed, BCH)[-1][0] == "unsubscribe"
+    (line,) = [line for line in fed.lines if f"orderbook.50.{BCH}" in line.plan.streams]
+    fed.hear(line, held[0])
+    assert requests(fed, BCH)[-1][0] == "subscribe"
+    assert fed.valid(BCH)
+
+
+def test_a_topic_that_cannot_be_left_costs_the_connection(rig: MakeRig, eight: Path) -> None:
+    def refuse(answers: list[bytes]) -> list[bytes]:
+        said = [json.loads(answer) for answer in answers]
+        return [
+            json.dumps({**one, "success": False} if one.get("op") == "unsubscribe" else one).encode()
+            for one in said
+        ]
+
+    fed = rig(eight, faults=[book_fault("skip", 100)], answers=refuse).play()
+    assert fed.counters["stuck_streams"] >= 1
+    assert [line.adapter.closing for line in fed.lines] == [
+        f"orderbook.50.{BCH}" in line.plan.streams for line in fed.lines
+    ]
+
+
+def test_a_book_that_breaks_again_and_again_waits_longer_each_time(
+    rig: MakeRig, bybit: Path, eight: Path
+) -> None:
+    fed = rig(eight, faults=[book_fault("skip", at) for at in (50, 90, 130)]).play()
+    times = [head.ts_recv_ns for head, root, _ in fed.of(MsgType.BOOK_CLEAR) if fed.symbol(head) == BCH]
+    assert 2 <= len(times) <= 3
+    assert fed.counters["book_gaps"] == len(times)
+    assert fed.counters["book_early"] > 0
+    check_final(fed, bybit)
+
+
+def test_a_message_that_comes_twice_changes_nothing(rig: MakeRig, bybit: Path, eight: Path) -> None:
+    faults = [
+        book_fault("duplicate", 100),
+        Fault(do="duplicate", stream="publicTrade.*", at_message=5, count=3),
+    ]
+    fed = rig(eight, faults=faults).play()
+    assert fed.counters["book_duplicates"] == 1
+    assert fed.counters["trade_duplicates"] >= 3
+    assert fed.gaps() == []
+    assert sorted(row[:6] for row in fed.trades()) == sorted(
+        row[:6] for row in oracle_of(bybit / LINEAR_V2).trades
+    )
+    check_final(fed, bybit)
+
+
+def test_swapped_messages_are_a_gap(rig: MakeRig, bybit: Path, eight: Path) -> None:
+    fed = rig(eight, faults=[book_fault("reorder", 100)]).play()
+    assert fed.clears() == [(BCH, ClearReason.VENUE_SEQ_GAP)]
+    check_final(fed, bybit)
+
+
+def test_garbage_is_counted_and_costs_nothing_else(rig: MakeRig, bybit: Path, eight: Path) -> None:
+    fed = rig(eight, faults=[Fault(do="garbage", stream="*", at_message=200, count=20)]).play()
+    assert len(fed.bad) == 20
+    assert fed.gaps() == fed.clears() == []
+    check_final(fed, bybit)
+
+
+@pytest.mark.parametrize("do", ["close", "oversize"])
+def test_a_lost_connection_ends_its_books_and_brings_them_back(
+    rig: MakeRig, bybit: Path, eight: Path, do: str
+) -> None:
+    fed = rig(eight, faults=[book_fault(do, 100)]).play()
+    (line,) = [line for line in fed.lines if f"orderbook.50.{BCH}" in line.plan.streams]
+    symbols = {one.symbol for one in line.plan.instruments}
+    assert set(fed.clears()) == {(symbol, ClearReason.LINK_LOST) for symbol in symbols}
+    assert {gap[0] for gap in fed.gaps()} <= symbols  # trades may be missing, and were asked for
+    assert {gap[3] for gap in fed.gaps() if gap[1] == TRADES} == {GapState.OPEN, GapState.FILLED}
+    assert sorted(row[:6] for row in fed.trades()) == sorted(
+        row[:6] for row in oracle_of(bybit / LINEAR_V2).trades
+    )
+    check_final(fed, bybit)
+
+
+def test_a_restart_of_the_venue_is_a_whole_book_that_counts_from_one(
+    rig: MakeRig, bybit: Path, eight: Path
+) -> None:
+    fed = rig(eight, faults=[book_fault("reset", 100)]).play()
+    assert fed.gaps() == fed.clears() == []
+    heads = [head for head, _, _ in fed.of(MsgType.L2_SNAPSHOT) if fed.symbol(head) == BCH]
+    assert [head.venue_seq for head in heads if not head.flags & Flag.MORE] == [1_001, 1]
+    numbers = [head.venue_seq for head, _, _ in fed.of(MsgType.L2_DELTA) if fed.symbol(head) == BCH]
+    assert max(numbers) == 1_099
+    assert numbers[-1] == len(set(numbers)) - 98 + 1
+    check_final(fed, bybit)
+
+
+def test_a_whole_book_that_is_called_a_delta_restarts_it_too(rig: MakeRig, eight: Path) -> None:
+    fed = rig(eight, faults=[book_fault("reset", 100)])
+    fed.play(lambda rig: rig.n_books >= 400)
+    (line,) = [line for line in fed.lines if f"orderbook.50.{BCH}" in line.plan.streams]
+    whole = {"topic": f"orderbook.50.{BCH}", "type": "delta", "ts": 1, "cts": 1,
+             "data": {"s": BCH, "b": [["1054.00", "2.5"]], "a": [], "u": 1, "seq": 9}}  # fmt: skip
+    fed.hear(line, json.dumps(whole).encode())
+    assert fed.levels(BCH) == ({Decimal("1054"): Decimal("2.5")}, {})
+    assert fed.gaps() == []
+
+
+def test_a_later_snapshot_replaces_the_book_at_any_time(rig: MakeRig, eight: Path) -> None:
+    fed = rig(eight).play(lambda rig: rig.n_books >= 400)
+    (line,) = [line for line in fed.lines if f"orderbook.50.{BCH}" in line.plan.streams]
+    again = {"topic": f"orderbook.50.{BCH}", "type": "snapshot", "ts": 1,
+             "data": {"s": BCH, "b": [], "a": [["1060.00", "1"]], "u": 77, "seq": 9}}  # fmt: skip
+    fed.hear(line, json.dumps(again).encode())
+    assert fed.levels(BCH) == ({}, {Decimal(1060): Decimal(1)})
+    again["type"], again["data"] = "delta", {"s": BCH, "b": [["1059.00", "3"]], "a": [], "u": 78}
+    fed.hear(line, json.dumps(again).encode())
+    assert fed.levels(BCH)[0] == {Decimal(1059): Decimal(3)}
+    assert fed.gaps() == []
+
+
+def test_a_silent_topic_on_a_living_socket_is_asked_for_again(rig: MakeRig, bybit: Path, eight: Path) -> None:
+    fed = rig(eight, faults=[book_fault("silence", 100, seconds=14.0)]).play()
+    stale = [field for _, keyword, field in fed.alerts if keyword == "STREAM_STALE"]
+    assert f"symbol={BCH} stream=orderbook.50.{BCH}" in stale
+    assert ("unsubscribe", f"orderbook.50.{BCH}") in requests(fed, BCH)
+    assert fed.valid(BCH)
+    check_final(fed, bybit)
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 5.0])
+def test_a_clock_that_is_wrong_moves_times_and_nothing_else(
+    rig: MakeRig, bybit: Path, eight: Path, seconds: float
+) -> None:
+    fed = rig(eight, faults=[Fault(do="drift", at_message=1, seconds=seconds)]).play()
+    oracle = oracle_of(bybit / LINEAR_V2)
+    shift_ns = int(seconds * NS_PER_S)
+    assert sorted((*row[:5], row[5] - shift_ns) for row in fed.trades()) == sorted(
+        row[:6] for row in oracle.trades
+    )
+    assert fed.gaps() == []
+    check_final(fed, bybit)
+
+
+@pytest.mark.parametrize("seconds", [-5.0, 5.0])
+def test_a_clock_that_begins_to_drift_is_told(rig: MakeRig, eight: Path, seconds: float) -> None:
+    fed = rig(eight, faults=[Fault(do="drift", at_s=12.0, seconds=seconds)])
+    fed.quality = Quality(QualitySettings(), fed.counters, fed.batch.alert, live=False, speed_one=True)
+    for instrument in fed.instruments.values():
+        fed.quality.define(instrument)
+    second = fed.now_ns // NS_PER_S
+
+    def each_second(fed: Rig) -> bool:
+        nonlocal second
+        if fed.now_ns // NS_PER_S > second:
+            second = fed.now_ns // NS_PER_S
+            fed.publish()
+            fed.quality.second(fed.now_ns)
+        return False
+
+    fed.play(each_second)
+    fed.publish()
+    assert any(keyword == "CLOCK_DRIFT" for _, keyword, _ in fed.alerts)
+
+
+def test_a_delisted_symbol_is_refused_and_the_rest_flows(rig: MakeRig, bybit: Path, eight: Path) -> None:
+    fed = rig(eight, faults=[book_fault("delist", 100)]).play().wait(60)
+    refused = {field for _, keyword, field in fed.alerts if keyword == "STREAM_REFUSED"}
+    assert refused == {f"stream=orderbook.50.{BCH} msg=error:handler not found,topic:orderbook.50.{BCH}"}
+    assert BCH not in {one.symbol for one in fed.listed()}
+    assert len(fed.listed()) == 7
+    for symbol, book in oracle_of(bybit / LINEAR_V2).books.items():
+        assert symbol == BCH or fed.levels(symbol) == book
+
+
+# ------------------------------------------------------------------ requests and their answers
+
+
+def with_strangers(fed: Rig, line: Line, *topics: str) -> Line:
+    """Connect the plan of a line once more, with topics among it that the venue does not know."""
+    streams = list(line.plan.streams)
+    fakes = []
+    for place, topic in enumerate(topics):
+        streams.insert(2 * place + 1, topic)
+        fakes.append(msgspec.structs.replace(line.plan.instruments[0], symbol=topic.rpartition(".")[2]))
+    plan = msgspec.structs.replace(
+        line.plan, streams=tuple(streams), instruments=(*line.plan.instruments, *fakes)
+    )
+    line.open = False
+    fed.lines.remove(line)
+    return fed.connect(plan)
+
+
+@pytest.mark.parametrize(
+    ("name", "market", "words"),
+    [
+        (XRP, "linear", "error:handler not found,topic:{}"),
+        ("samples_tardis_bybit_spot.jsonl", "spot", "Invalid symbol :[{}]"),
+        ("samples_tardis_bybit-options.jsonl", "option", "failTopics"),
+    ],
+)
+def test_an_unknown_symbol_is_taken_out_of_its_batch(
+    rig: MakeRig, bybit: Path, name: str, market: str, words: str
+) -> None:
+    fed = rig(bybit / name, market)
+    depth = "orderbook.25" if market == "option" else "orderbook.50"
+    bad = [f"{depth}.NOPEUSDT", f"{depth}.xrpusdt"]
+    line = with_strangers(fed, fed.lines[0], *bad)
+    fed.wait(3)
+    assert line.adapter.subscribed
+    known = [topic for topic in line.plan.streams if topic not in bad]
+    assert [topic for topic in known if topic not in line.session._topics] == []  # noqa: SLF001
+    told = [field for _, keyword, field in fed.alerts if keyword == "STREAM_REFUSED"]
+    assert sorted(told) == sorted(
+        f"stream={topic} msg={words.format(topic)}"[: len(topic) + 92] for topic in bad
+    )
+    assert fed.counters["refused_streams"] == 2
+    asked = [topic for said in line.said for topic in said.get("args", ())]
+    assert len(line.said) <= 4
+    assert all(asked.count(topic) <= 3 for topic in known)
+
+
+def test_one_that_is_already_subscribed_is_harmless_and_the_rest_is_asked_again(
+    rig: MakeRig, eight: Path
+) -> None:
+    fed = rig(eight, faults=[])
+    plan = fed.lines[0].plan
+    session = fed.standin.connect(plan.path)
+    live = plan.streams[1]
+    session.receive(json.dumps({"op": "subscribe", "args": [live], "req_id": "x"}).encode())
+    line = Line(plan, fed.market.adapter(plan, fed.shared), session)
+    fed.lines.append(line)
+    for message in line.adapter.hello():
+        fed.say(line, message)
+    assert set(session._topics) == set(plan.streams)  # noqa: SLF001
+    assert line.adapter.subscribed
+    asked = [topic for said in line.said for topic in said["args"]]
+    assert asked.count(live) == 1  # what is live is never asked for again
+    fed.wait(1)
+    assert "STREAM_REFUSED" not in {keyword for _, keyword, _ in fed.alerts}
+    assert fed.bad == []
+
+
+def test_requests_of_spot_name_ten_topics_at_most_and_no_connection_exceeds_the_characters(
+    rig: MakeRig, bybit: Path
+) -> None:
+    fed = rig(bybit / "samples_tardis_bybit_spot.jsonl", "spot", alias=60, symbols_per_connection=1_000)
+    for line in fed.lines:
+        assert line.adapter.subscribed or fed.wait(30)
+        assert all(len(said["args"]) <= 10 for said in line.said if said["op"] == "subscribe")
+        assert sum(map(len, line.plan.streams)) <= 21_000
+    assert {error.partition(":")[2] for error in fed.bad} <= {" type 'delta', expected snapshot"}  # of 2023
+    assert "refused_streams" not in fed.counters
+
+
+@pytest.mark.parametrize("market", MARKETS)
+def test_as_many_symbols_as_a_connection_may_have_fit_its_21000_characters(market: str) -> None:
+    terms: Any = MARKETS[market].terms  # type: ignore[attr-defined]
+    longest = "X" * 32
+    names = [f"{channel}.{longest}" for channel in terms.topics] * terms.most_symbols
+    assert len(json.dumps(names, separators=(",", ":"))) <= 21_000
+    assert 60 < terms.most_symbols
+    assert len(names) <= 2_000
+
+
+def test_fifty_aliases_are_all_subscribed_within_the_limits_and_valid(rig: MakeRig, eight: Path) -> None:
+    fed = rig(eight, alias=50).play()
+    assert len(fed.lines) == 10
+    assert all(line.adapter.subscribed for line in fed.lines)
+    assert all(fed.valid(symbol) for symbol in fed.instruments)
+    assert len(fed.instruments) == 50
+    assert fed.bad == []
+    assert not {name for name in fed.counters if not name.startswith("quality_")}
+
+
+def test_a_request_without_an_answer_costs_the_connection(rig: MakeRig, eight: Path) -> None:
+    fed = rig(eight, answers=lambda answers: [said for said in answers if b'"op":"subscribe"' not in said])
+    fed.wait(12)
+    assert all(line.adapter.closing for line in fed.lines)
+    assert fed.counters["ack_timeouts"] == len(fed.lines)
+
+
+# ------------------------------------------------------------------ heartbeats
+
+
+@pytest.mark.parametrize(
+    ("name", "market"),
+    [
+        (XRP, "linear"),
+        ("samples_tardis_bybit.jsonl", "inverse"),
+        ("samples_tardis_bybit_spot.jsonl", "spot"),
+        ("samples_tardis_bybit-options.jsonl", "option"),
+        (LINEAR_V2, None),
+    ],
+)
+def test_a_ping_goes_out_each_twenty_seconds_and_every_form_of_pong_is_one(
+    rig: MakeRig, bybit: Path, name: str, market: str | None
+) -> None:
+    fed = rig(bybit / name, market).wait(65)
+    for line in fed.lines:
+        assert len([said for said in line.said if said["op"] == "ping"]) == 4
+    assert fed.bad == []
+    assert fed.counters["pong_timeouts"] == 0
+
+
+def test_a_connection_that_does_not_answer_a_ping_is_replaced(rig: MakeRig, bybit: Path) -> None:
+    fed = rig(bybit / XRP, "linear", answers=lambda said: [one for one in said if b'"pong"' not in one])
+    fed.wait(8)
+    assert not fed.lines[0].adapter.closing
+    fed.wait(5)
+    assert fed.lines[0].adapter.closing
+    assert fed.counters["pong_timeouts"] == 1
