@@ -269,12 +269,10 @@ class BybitAdapter:
     def _is_known(self, book: StreamBook, u: int, *, whole: bool) -> bool:
         """Return whether a book has this event already: by another connection, or because it came twice."""
         if book.state == RESUMING:
-            if u > book.last_seq or u == RESTARTED:
-                book.state = book.state if whole else LIVE
-                return False
-            if u == book.last_seq:
-                book.state = LIVE
-            return True
+            news = u > book.last_seq or u == RESTARTED
+            if u == book.last_seq or (news and not whole):
+                book.state, book.due_ns = LIVE, 0
+            return not news
         if book.state == LIVE and u == book.last_seq and not whole:
             self._count["book_duplicates"] += 1
             return True
@@ -414,7 +412,7 @@ class BybitAdapter:
             quotes.floor_u = -2
         for book in self._books:
             if book.state == RESUMING:
-                book.state = LIVE
+                book.state, book.due_ns = LIVE, 0
         self._stats.end_hand_over()
 
 
