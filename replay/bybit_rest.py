@@ -4,7 +4,7 @@ import itertools
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -194,26 +194,35 @@ class BybitRest:
         return _said(0, "OK", {"category": self._capture.market, "list": rows})
 
     def _recent_trades(self, query: Mapping[str, str]) -> Answer:
-        """Answer with the trades up to the present point, sent or not, the newest first."""
-        symbol = self._symbol(query)
-        limit = _number(query, "limit", 60, 60) if self._capture.market == "spot" else _number(
-            query, "limit", 500, 1000
-        )  # fmt: skip
-        stream = symbol.stream(TRADES[V5])
-        rows = [] if stream is None else list(itertools.islice(self._past_trades(symbol, stream), limit))
+        """Answer with the trades up to the present point, sent or not, the newest first.
+
+        Those of options are asked for by symbol or by base coin, BTC unless said.
+        """
+        spot = self._capture.market == "spot"
+        limit = _number(query, "limit", 60, 60) if spot else _number(query, "limit", 500, 1000)
+        if self._capture.market == "option" and "symbol" not in query:
+            coin = query.get("baseCoin", "BTC")
+            symbols = [one for one in self._symbols.values() if self._entry(one)["baseCoin"] == coin]
+        else:
+            symbols = [self._symbol(query)]
+        rows = list(itertools.islice(self._past_trades(symbols), limit))
         return _said(0, "OK", {"category": self._capture.market, "list": rows})
 
-    def _past_trades(self, symbol: Symbol, stream: int) -> Iterator[dict[str, object]]:
-        positions = self._capture.script.positions[self._recorded_of[stream]]
+    def _past_trades(self, symbols: Sequence[Symbol]) -> Iterator[dict[str, object]]:
+        """Yield the trades of symbols that share a stream."""
+        stream = symbols[0].stream(TRADES[V5]) if symbols else None
+        if stream is None:
+            return
+        served = {symbol.recorded: symbol.text for symbol in symbols}
         point = self._play.point(stream)
-        for position in reversed(positions):
+        for position in reversed(self._capture.script.positions[self._recorded_of[stream]]):
             if position >= point:
                 continue
             for trade in reversed(orjson.loads(self._capture.script.payloads[position])["data"]):
-                if trade["s"] == symbol.recorded:
+                if trade["s"] in served:
                     yield {
                         "execId": trade["i"],
-                        "symbol": symbol.text,
+                        "symbol": served[trade["s"]],
                         "price": trade["p"],
                         "size": trade["v"],
                         "side": trade["S"],

@@ -97,6 +97,7 @@ def run(small: Path, tmp_path: Path) -> Callable[..., Any]:
         scenario: Callable[[Stand], Coroutine[Any, Any, Any]],
         *,
         paths: Sequence[Path] = (),
+        market: str | None = None,
         speed: float = math.inf,
         alias: int = 0,
         faults: str = "",
@@ -108,7 +109,7 @@ def run(small: Path, tmp_path: Path) -> Callable[..., Any]:
         if faults:
             (tmp_path / "faults.toml").write_text(faults)
             file = read_faults(tmp_path / "faults.toml")
-        capture = open_capture(paths or [small])
+        capture = open_capture(paths or [small], market)
         standin = stand_in_of(capture, alias, 0)
         prepare(standin)
 

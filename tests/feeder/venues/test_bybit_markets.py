@@ -337,7 +337,8 @@ def test_what_a_ticker_leaves_out_has_not_changed(recordings: Path, teller: Call
     first = made.tell(snapshot)
     assert first == {
         StatKind.MARK: Decimal(28560), StatKind.INDEX: Decimal("28566.94"),
-        StatKind.FUNDING: Decimal("0.0001"), StatKind.NEXT_FUNDING_TIME: Decimal(1680681600000 * MS), StatKind.OPEN: Decimal(27908),
+        StatKind.FUNDING: Decimal("0.0001"), StatKind.OPEN: Decimal(27908),
+        StatKind.NEXT_FUNDING_TIME: Decimal(1680681600000 * MS),
         StatKind.HIGH: Decimal(28815), StatKind.LOW: Decimal("27862.5"), StatKind.LAST: Decimal(28560),
         StatKind.OPEN_INTEREST_CONTRACTS: Decimal(449736676),
         StatKind.OPEN_INTEREST_BASE: Decimal("15747.08"),
