@@ -21,6 +21,7 @@ from feeder.settings import Market as Endpoints
 from feeder.settings import VenueSettings
 from feeder.venues.base import Shared
 from feeder.venues.bybit import MARKETS
+from feeder.venues.stream_books import LIVE
 from recording import CaptureError, Received, open_capture
 from replay.bybit import BybitStandIn, stand_in
 from replay.bybit_rest import BAN_S, REQUESTS, WINDOW_S, Visits
@@ -176,6 +177,7 @@ def test_a_feeder_s_links_take_fifty_aliases_over_real_sockets(run: Run, bybit: 
             await ear.stop()
         assert len(plans) == 10
         assert len(books) == 50
+        assert {book.state for book in books} == {LIVE}
         assert ear.events >= 50 * 50
         assert not shared.counters
 

@@ -7,6 +7,7 @@ message gets the next number of its book and each trade its place, prices, sizes
 import contextlib
 import copy
 import gzip
+import itertools
 import json
 import random
 from collections import Counter, defaultdict
@@ -841,6 +842,7 @@ def test_as_many_symbols_as_a_connection_may_have_fit_its_21000_characters(marke
     assert len(names) <= 2_000
 
 
+@pytest.mark.long
 def test_fifty_aliases_are_all_subscribed_within_the_limits_and_valid(rig: MakeRig, eight: Path) -> None:
     fed = rig(eight, alias=50).play()
     assert len(fed.lines) == 10
@@ -1137,8 +1139,14 @@ def test_trades_of_the_retired_protocol_that_came_meanwhile_are_lost(rig: MakeRi
     assert not [path for path in fed.asked if "recent" in path]
 
 
-@pytest.mark.parametrize("when", [300, 1_000, 2_400])
-@pytest.mark.parametrize("capture", ["v5", "v2"])
+@pytest.mark.parametrize(
+    ("capture", "when"),
+    [("v5", 1_000), ("v2", 1_000)]
+    + [
+        pytest.param(capture, when, marks=pytest.mark.long)
+        for capture, when in itertools.product(("v5", "v2"), (300, 700, 1_700, 2_400, 3_000))
+    ],
+)
 def test_a_planned_hand_over_loses_and_doubles_nothing(
     rig: MakeRig, bybit: Path, eight: Path, capture: str, when: int
 ) -> None:
