@@ -52,7 +52,7 @@ def opened(path: Path, market: str | None = None, alias: int = 0) -> BybitStandI
 
 
 def played(standin: BybitStandIn, messages: int) -> list[bytes]:
-    taken = []
+    taken: list[bytes] = []
     while len(taken) < messages and standin.play.next_ns() is not None:
         taken.append(standin.play.payload(standin.play.take()))
     return taken
@@ -112,7 +112,7 @@ def test_v5_is_served_at_the_path_of_its_category_alone(run: Run, bybit: Path) -
 def test_a_client_that_says_nothing_is_left_and_one_that_pings_is_not(run: Run, bybit: Path) -> None:
     def impatient(standin: BybitStandIn) -> None:
         assert standin.rules.idle_s == 61.0
-        standin.rules = standin.rules._replace(idle_s=0.6)  # type: ignore[misc]
+        standin.rules = standin.rules._replace(idle_s=0.6)
 
     async def scenario(stand: Any) -> None:
         async with stand.connect("/v5/public/linear") as silent, stand.connect("/v5/public/linear") as alive:
@@ -326,7 +326,7 @@ def folded(messages: list[dict[str, Any]]) -> dict[str, tuple[Side, Side]]:
     books: dict[str, tuple[Side, Side]] = {}
     for said in messages:
         channel, _, symbol = said.get("topic", "").rpartition(".")
-        data = said.get("data")
+        data: Any = said.get("data")
         if channel.startswith("orderbook."):
             rows = [(side, px, size) for side, key in enumerate("ba") for px, size in data[key]]
         elif channel == "orderBookL2_25":

@@ -38,6 +38,11 @@ def answers(recordings: Path) -> Callable[[str], bytes]:
     return answer
 
 
+def terms_of(market: str) -> Any:
+    known: Any = MARKETS[market]
+    return known.terms
+
+
 def list_of(*entries: dict[str, Any], cursor: str | None = "") -> bytes:
     return json.dumps(
         {"retCode": 0, "retMsg": "OK", "result": {"list": entries, "nextPageCursor": cursor}}
@@ -109,7 +114,8 @@ def test_a_perpetual_s_delivery_time_is_no_expiry_and_a_future_s_is(answers: Cal
 
 def test_an_option_s_strike_is_in_its_symbol_alone(answers: Callable[[str], bytes]) -> None:
     (one,) = MARKETS["option"].instruments([answers("option_symbol_id")])
-    assert (one.strike * Decimal(1).scaleb(one.px_exp), one.option_right) == (100_000, OptionRight.CALL)
+    assert one.strike * Decimal(1).scaleb(one.px_exp) == Decimal(100_000)
+    assert one.option_right == OptionRight.CALL
     assert (one.name, one.settle) == ("BTC-USD-250615-100000-C", "USDC")
     entry = json.loads(answers("option_symbol_id"))["result"]["list"][0]
     others = [
@@ -254,13 +260,13 @@ def test_places_decide_which_connection_carries_what(answers: Callable[[str], by
     ],
 )
 def test_depths(market: str, depth: str, topic: str) -> None:
-    assert depth_topic(MARKETS[market].terms, depth) == topic
+    assert depth_topic(terms_of(market), depth) == topic
 
 
 @pytest.mark.parametrize("depth", ["500", "1", "40", "deep", "100ms"])
 def test_a_depth_that_the_venue_has_no_more_or_never_had_stops_the_start(depth: str) -> None:
     with pytest.raises(SettingError, match="depth"):
-        depth_topic(MARKETS["linear"].terms, depth)
+        depth_topic(terms_of("linear"), depth)
 
 
 def test_the_venue_s_refusals_are_waited_out_as_documented() -> None:
