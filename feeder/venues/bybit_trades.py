@@ -81,6 +81,7 @@ class Trades:
     ) -> None:
         self._terms = terms
         self._count = counters
+        self._handed_over = False  # what comes twice is another connection's
         self._topics = {topic.subject: topic for topic in topics}
         for topic in self._topics.values():
             for symbol, instrument in topic.instruments.items():
@@ -105,7 +106,7 @@ class Trades:
                     self._publish(instrument, trade, number, 0, ts_recv_ns, out, hashed=hashed)
                 except VenueError as error:
                     bad = error
-            else:
+            elif not self._handed_over:
                 self._count["trade_duplicates"] += 1
         if bad is not None:
             raise bad
@@ -237,6 +238,7 @@ class Trades:
 
         What has been published the ids tell, which all connections share.
         """
+        self._handed_over = True
         for subject, theirs in other._topics.items():  # noqa: SLF001  (the same class)
             topic = self._topics.get(subject)
             if topic is None:
@@ -249,6 +251,10 @@ class Trades:
                     self._report(gap, GapState.LOST, now_ns, out)
             if topic.asked:
                 self._ask(topic, out)
+
+    def end_hand_over(self) -> None:
+        """From now on a trade that comes twice is this connection's doing."""
+        self._handed_over = False
 
     def clear(self, now_ns: int, out: Batch) -> None:
         """Give up what was asked for: the next connection asks anew, from what is known by then."""

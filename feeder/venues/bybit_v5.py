@@ -413,6 +413,7 @@ class BybitAdapter:
         for book in self._books:
             if book.state == RESUMING:
                 book.state, book.due_ns = LIVE, 0
+        self._trades.end_hand_over()
         self._stats.end_hand_over()
 
 

@@ -1175,6 +1175,7 @@ def test_a_planned_hand_over_loses_and_doubles_nothing(
         fed.hand_over(old, new)
     fed.play()
     assert {said["op"] for line in fed.lines for said in line.said} == {"subscribe", "ping"}
+    assert not fed.counters
     fed.wait(10)
     oracle = oracle_of(bybit / LINEAR_V2)
     assert sorted(row[:6] for row in fed.trades()) == sorted(row[:6] for row in oracle.trades)
