@@ -26,6 +26,7 @@ RULES = Rules(
     pong_echoes=False,
     attempts_per_5min=500,
     idle_s=61.0,
+    connections=1_000,  # of each category
 )
 #: category -> the depths of its books today
 _DEPTHS = dict.fromkeys(("spot", "linear", "inverse"), ("1", "50", "200", "1000")) | {"option": ("25", "100")}
