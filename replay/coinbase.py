@@ -1,5 +1,6 @@
 """Coinbase Exchange: the stand-in of one capture. Source: venues/coinbase.md, sections 1 to 8."""
 
+import math
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -26,12 +27,12 @@ from replay.coinbase_session import CoinbaseSession
 from replay.script import Play, StraightPlay
 from replay.venue import Answer, Refused, Rules, Session
 
-#: there is no limit on a connection's life and no ping of the venue's: an hour between two keeps TCP honest
+#: no limit of a connection's life is documented, and no ping of the venue's
 _RULES = Rules(
     messages_per_s=100,
-    ping_every_s=3_600.0,
-    pong_within_s=7_200.0,
-    lifetime_s=30 * 86_400.0,
+    ping_every_s=math.inf,
+    pong_within_s=math.inf,
+    lifetime_s=math.inf,
     pong_echoes=False,
     attempts_per_5min=None,
 )
@@ -65,6 +66,7 @@ class CoinbaseStandIn:
     venue = "coinbase"
     market = ""
     protocol = "exchange"
+    binary = False
     rules = _RULES
 
     def __init__(self, capture: Capture, n_aliases: int = 0, seed: int = 0) -> None:
