@@ -146,8 +146,9 @@ class CoinbaseStandIn:
         said = {"type": "snapshot", "product_id": product.text, "asks": levels[1], "bids": levels[0]}
         return orjson.dumps(said)
 
-    def _last(self, channel: str, text: str, product: Product) -> bytes:
-        point, last = self._point(text), product.first.get(channel, b"")
+    def _last(self, channel: str, text: str, product: Product, before: int = 0) -> bytes:
+        """Return what a channel said last, `before` so many messages that were played."""
+        point, last = self._point(text) - before, product.first.get(channel, b"")
         for position, message in self._capture.messages(channel, product.text):
             if position >= point:
                 break
@@ -166,7 +167,7 @@ class CoinbaseStandIn:
         """Let trade ids and sequence of the streams' products begin anew."""
         for text in {self._text(stream) for stream in streams}:
             product = self._products[text]
-            numbers = numbers_of(self._last(MATCHES, text, product))
+            numbers = numbers_of(self._last(MATCHES, text, product, before=1))
             self._bases[text] = (numbers.get(b"trade_id", 0), numbers.get(b"sequence", 0))
 
     def renumbered(self, stream: int, payload: bytes) -> bytes:

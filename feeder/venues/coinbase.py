@@ -15,8 +15,8 @@ Source: the venue's documents as of 2025-05 and 2026 ("WebSocket Overview", "Cha
 | - | `error` | refuses a request as a whole | "Errors"; live notes |
 
 What a channel lost cannot be seen in it: `level2_batch` has no number, its delivery is the venue's promise,
-and a book that stands still while the engine's sequence rises is subscribed anew. Best bid and offer come
-from the book. Lost trades show by their ids and by the heartbeat.
+and a book that stands still while the engine's sequence rises is sent anew. Best bid and offer come from the
+book. Lost trades show by their ids and by the heartbeat.
 """
 
 from collections import deque
@@ -68,6 +68,10 @@ LIMITS: Final = Limits(
 )
 STREAMS_PER_REQUEST: Final = 100
 HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
+DOUBT_BEATS: Final = (
+    5  # a book is doubted that stands still while the engine moves between so many heartbeats
+)
+DOUBT_AGAIN_BEATS: Final = 60
 #: names that acknowledgements have for what was asked for
 _ECHOES = {"level2_50": BOOK, "ticker_1000": "ticker_batch"}
 _REPLIES = (b'{"type":"subscriptions"', b'{"type":"error"')
@@ -79,12 +83,18 @@ class Product:
     """What this connection carries of one product; None where it was not asked for.
 
     book_ns   the venue's time of the last book event that told one
+    floor_ns  of the last one that another connection published before this one took over
+    updates   book events so far; `heard` of them at the last heartbeat
     engine    the engine's sequence at the last heartbeat
+    idle      heartbeats since the last book event at which the engine had moved
     told      sequence of the last ticker published
-    floor     sequence up to which another connection published tickers before this one took over
+    floor     of the last one that another connection published before this one took over
     """
 
-    __slots__ = ("beats", "book", "book_ns", "engine", "floor", "instrument", "ticker", "told", "trades")
+    __slots__ = (
+        "beats", "book", "book_ns", "engine", "floor", "floor_ns", "heard", "idle", "instrument", "ticker",
+        "told", "trades", "updates",
+    )  # fmt: skip
 
     def __init__(self, instrument: Instrument) -> None:
         self.instrument = instrument
@@ -92,7 +102,8 @@ class Product:
         self.trades: Matches | None = None
         self.beats: Watch | None = None
         self.ticker: Watch | None = None
-        self.book_ns = 0
+        self.book_ns = self.floor_ns = 0
+        self.updates = self.heard = self.idle = 0
         self.engine = self.told = self.floor = -1
 
 
@@ -199,8 +210,10 @@ class ExchangeAdapter:
         self._books.take_over(other._books)  # noqa: SLF001
         self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
         for symbol, known in other._products.items():  # noqa: SLF001
-            if symbol in self._products:
-                self._products[symbol].told = self._products[symbol].floor = known.told
+            product = self._products.get(symbol)
+            if product is not None:
+                product.told = product.floor = known.told
+                product.book_ns = product.floor_ns = known.book_ns
 
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Have a valid book sent anew; it stays valid until it comes."""
@@ -261,19 +274,22 @@ class ExchangeAdapter:
         event_ns = rfc3339_ns(said.time) if said.time else 0
         bids, asks = bytes(said.bids), bytes(said.asks)
         self._books.snapshot(book, NO_SEQ, event_ns, ts_recv_ns, bids, asks, out)
-        out.derived_bbo(product.instrument, event_ns, ts_recv_ns)
+        if not product.floor_ns:  # else it is older than what the other connection published
+            out.derived_bbo(product.instrument, event_ns, ts_recv_ns)
 
     def _update(self, product: Product, said: Update, ts_recv_ns: int, out: Batch) -> None:
         """Publish a book event; one that tells no time has that of the event before."""
         book = product.book
         if book is None:
             raise VenueError("l2update: of a book that this connection did not ask for")
-        event_ns = product.book_ns = (rfc3339_ns(said.time) if said.time else 0) or product.book_ns
+        product.updates += 1
+        told_ns = rfc3339_ns(said.time) if said.time else 0
+        event_ns = product.book_ns = max(told_ns or product.book_ns, product.floor_ns)
         changes = bytes(said.changes)
         self._books.delta(
             book, NO_SEQ, None, event_ns, ts_recv_ns, changes, b"[]", out, layout=Layout.SIDE_FIRST
         )
-        if book.state == LIVE:
+        if book.state == LIVE and event_ns > product.floor_ns:
             out.derived_bbo(product.instrument, event_ns, ts_recv_ns)
 
     def _beat(self, product: Product, said: Heartbeat, ts_recv_ns: int, out: Batch) -> None:
@@ -281,11 +297,27 @@ class ExchangeAdapter:
         if product.beats is None:
             raise VenueError("heartbeat: which this connection did not ask for")
         product.beats.heard(ts_recv_ns)
-        if product.book is not None and said.sequence == product.engine:
-            product.book.watch.last_ns = ts_recv_ns
+        moved = said.sequence != product.engine
         product.engine = said.sequence
+        if product.book is not None:
+            self._weigh(product, product.book, ts_recv_ns, out, moved=moved)
         if product.trades is not None:
             self._trades.beat(said, ts_recv_ns, out)
+
+    def _weigh(self, product: Product, book: StreamBook, now_ns: int, out: Batch, *, moved: bool) -> None:
+        """Have a book sent anew that stands still while the engine moves, and once more when it goes on."""
+        if product.updates != product.heard:
+            if product.idle >= DOUBT_BEATS:
+                self._books.renew(product.instrument.symbol, now_ns)
+            product.heard, product.idle = product.updates, 0
+        elif not moved:
+            book.watch.last_ns = now_ns
+        elif book.state == LIVE:
+            product.idle += 1
+            if product.idle % DOUBT_AGAIN_BEATS == DOUBT_BEATS:
+                self._count["still_books"] += 1
+                out.alert("warn", "BOOK_STILL", f"symbol={product.instrument.symbol} beats={product.idle}")
+                self._books.renew(product.instrument.symbol, now_ns)
 
     def _tick_of(self, product: Product, said: Ticker, ts_recv_ns: int, out: Batch) -> None:
         """Publish 24 h figures."""
@@ -351,7 +383,7 @@ class ExchangeAdapter:
         self._handed_over_ns = 0
         self._trades.end_hand_over()
         for product in self._products.values():
-            product.floor = -1
+            product.floor, product.floor_ns = -1, 0
 
 
 class Exchange:

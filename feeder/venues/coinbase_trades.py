@@ -62,7 +62,7 @@ class Trades(TradeChains[Matches, Match | PastMatch]):
         """Miss what the heartbeat before told of and no message has brought since."""
         chain = self._chains[beat.product_id]
         told, chain.told = chain.told, beat.last_trade_id
-        if 0 <= chain.ids.last < told:
+        if 0 <= chain.ids.last < told <= beat.last_trade_id:  # else the engine counts anew
             self.behind(chain, told, ts_recv_ns, out)
 
     def number(self, said: Match | PastMatch) -> int:

@@ -1,22 +1,35 @@
-"""Recorded messages of Binance as its adapters meet them, and slow, obvious books to compare with."""
+"""Recorded messages of Binance as its adapters meet them, and slow, obvious books to compare with.
 
+For the other venues: adapter and stand-in face to face, without sockets.
+"""
+
+import asyncio
 import itertools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from urllib.parse import parse_qsl, urlsplit
 
+import msgspec
 import pytest
 
-from feeder.batch import Batch, Request
+from feeder.batch import Batch, Request, VenueError
+from feeder.quality import Quality
+from feeder.quality_settings import QualitySettings
+from feeder.settings import VenueSettings
 from feeder.venues.base import Plan, Shared
 from feeder.venues.binance import MARKETS, BinanceAdapter
-from market_types.enums import MarketKind
+from market_types.enums import Flag, InstrumentStatus, MarketKind, MsgType
 from market_types.instruments import Instrument
 from matching_engine.books import L2Books
 from recording.capture import open_capture
 from recording.events import Received, Response
+from replay.faults import Faults, FaultsFile, read_faults
+from replay.stand_ins import stand_in_of
+from replay.venue import StandIn
+from udp_protocol.payloads import decode
 
 KINDS = {"spot": MarketKind.SPOT, "usdm": MarketKind.LINEAR_PERP, "coinm": MarketKind.INVERSE_PERP}
 EXPONENTS = {"spot": (-8, -8), "usdm": (-2, -3), "coinm": (-2, 0)}
@@ -295,5 +308,280 @@ def combined() -> Callable[..., bytes]:
 
     def make(stream: str = "", **data: Any) -> bytes:
         return json.dumps({"stream": stream or f"unnamed{next(numbers)}@x", "data": data}).encode()
+
+    return make
+
+
+class Heir:
+    """A connection that waits in silence to take over; kept is the data that came meanwhile."""
+
+    def __init__(self, ends: Any, adapter: Any, now_ns: int) -> None:
+        self.ends, self.adapter = ends, adapter
+        self.kept: list[tuple[bytes, int]] = []
+        for message in adapter.hello():
+            for answer in ends.receive(message):
+                self._take(answer, now_ns)
+        self.wanted = dict(ends.wanted())
+
+    def hear(self, stream: int, payload: bytes, now_ns: int) -> None:
+        if stream in self.wanted:
+            form = self.wanted[stream]
+            self._take(payload if form is None else form(payload), now_ns)
+
+    def _take(self, message: bytes, now_ns: int) -> None:
+        if not self.adapter.settle(message, now_ns):
+            self.kept.append((message, now_ns))
+
+
+class Duet:
+    """An adapter and a stand-in that hear each other without sockets, in recorded time.
+
+    Each message of the play comes with recorded time as our clock; a tick a second. What faults do to the
+    connection ends it, and another begins.
+
+    desk, shared, books  as of Rig
+    quality              the checks; their counters are in `shared`
+    trades               (symbol, entry, header) of every trade; quotes and stats likewise
+    gaps, clears         (symbol, root) of every GAP and BOOK_CLEAR
+    bad                  texts of the VenueErrors raised
+    """
+
+    def __init__(
+        self,
+        make_desk: Callable[..., Any],
+        market: Any,
+        standin: StandIn,
+        toml: dict[str, Any],
+        faults: FaultsFile | None = None,
+    ) -> None:
+        self.market, self.standin = market, standin
+        self.settings = msgspec.convert({"symbols": ["*"], **toml}, VenueSettings)
+        self.now_ns = standin.start_ns
+        self.connects = 0
+        bodies = [self.get(request.path)[1] for request in market.instruments_requests()]
+        listed = [one for one in market.instruments(bodies) if one.status == InstrumentStatus.ACTIVE]
+        offered = {stream.partition(":")[2] for stream in standin.streams}
+        self.instruments = {
+            one.symbol: msgspec.structs.replace(one, symbol_id=(1 << 20) + n, channel=one.venue.first_channel)
+            for n, one in enumerate((one for one in listed if one.symbol in offered), 1)
+        }
+        self._symbols = {one.symbol_id: one.symbol for one in self.instruments.values()}
+        self.desk = make_desk(list(self.instruments.values()), segment_bytes=2**22)
+        self.batch: Batch = self.desk.batch
+        self.shared = Shared()
+        self.quality = Quality(
+            QualitySettings(), self.shared.counters, self.batch.alert, live=False, speed_one=True
+        )
+        for instrument in self.instruments.values():
+            self.quality.define(instrument)
+        (self.plan,) = market.plans(list(self.instruments.values()), self.settings, standin.streams)
+        self.books = L2Books()
+        self.trades: list[Any] = []
+        self.quotes: list[Any] = []
+        self.stats: list[Any] = []
+        self.gaps: list[Any] = []
+        self.clears: list[Any] = []
+        self.alerts: list[tuple[str, str]] = []
+        self.bad: list[str] = []
+        self.n_events = 0
+        self._ticked_ns = self.now_ns
+        self._heir: Heir | None = None
+        self._faults = Faults(faults, standin, self, 0)
+        self.connect()
+
+    # what faults do
+
+    def cut(self, streams: Collection[int]) -> None:
+        self.lost = True
+
+    def stall(self, streams: Collection[int], seconds: float) -> None:
+        raise NotImplementedError
+
+    def refuse(self, kind: str, requests: int | None, seconds: float | None) -> None:
+        self.refusing = 10**9 if requests is None else requests
+        self.refused_with = {"429": 429, "418": 418, "maintenance": 503, "unauthorized": 401}[kind]
+        self.lost = kind == "maintenance"
+
+    # a connection
+
+    def session(self) -> tuple[Any, Any]:
+        """Return the venue's end of a new connection, and an adapter for it."""
+        return self.standin.connect(self.plan.path or "/"), self.market.adapter(self.plan, self.shared)
+
+    def connect(self) -> None:
+        """Begin another connection."""
+        self.lost = False
+        self.connects += 1
+        self._ends, self.adapter = self.session()
+        for message in self.adapter.hello():
+            self._say(message)
+        self.settle()
+
+    def _say(self, message: bytes) -> None:
+        for answer in self._ends.receive(message):
+            self.hear(answer)
+        self._wanted = dict(self._ends.wanted())
+
+    def hear(self, message: bytes) -> None:
+        """Let the adapter hear one message."""
+        try:
+            self.adapter.receive(message, self.now_ns, self.batch)
+        except VenueError as error:
+            self.bad.append(str(error))
+        self._heard += 1
+        if self.batch.requests or self.batch.messages or self._heard % 32 == 0:
+            self.settle()
+
+    def get(self, path: str) -> tuple[int, bytes]:
+        """Return the stand-in's answer to a REST call."""
+        parts = urlsplit(path)
+        now_ns, query = self.now_ns, dict(parse_qsl(parts.query))
+        work = self.standin.rest(parts.path, query, "127.0.0.1", now_ns)
+        answer = asyncio.run(cast("Coroutine[Any, Any, Any]", work))
+        return answer.status, answer.body
+
+    def settle(self) -> None:
+        """Do what the adapter asked for, and publish: every 32 messages, and when a book is read."""
+        while self.batch.requests or self.batch.messages:
+            messages, self.batch.messages = self.batch.messages, []
+            for message in messages:
+                self._say(message)
+            requests, self.batch.requests = self.batch.requests, []
+            for request in requests:
+                self._call(request)
+        self.quality.inspect(self.batch)
+        self.desk.publish()
+        frames = self.desk.frames
+        self.desk.datagrams.clear()
+        for frame in frames:
+            self._take(frame)
+        self.alerts += [(keyword, field) for _, keyword, field in self.batch.alerts]
+        self.batch.alerts = []
+
+    refusing = 0
+    refused_with = 429
+    _heard = 0
+
+    def _call(self, request: Request) -> None:
+        status, body = self.get(request.path)
+        if self.refusing:
+            self.refusing -= 1
+            status = self.refused_with
+        try:
+            if status >= 400:
+                self.adapter.refused(request, status, self.now_ns, self.batch)
+            else:
+                self.adapter.answer(request, body, self.now_ns, self.batch)
+        except VenueError as error:
+            self.bad.append(str(error))
+
+    def _take(self, frame: Any) -> None:
+        header = frame.header
+        self.books.apply(header, frame.payload)
+        symbol = self._symbols[header.symbol_id]
+        root, entries, _ = decode(header, frame.payload)
+        match header.msg_type:
+            case MsgType.TRADE:
+                self.trades += [(symbol, entry, root, header) for entry in entries]
+            case MsgType.BBO:
+                self.quotes += [(symbol, entry, root, header) for entry in entries]
+            case MsgType.STATS:
+                self.stats += [(symbol, entry, root, header) for entry in entries]
+            case MsgType.GAP:
+                self.gaps.append((symbol, root))
+            case MsgType.BOOK_CLEAR:
+                self.clears.append((symbol, root))
+            case MsgType.L2_DELTA | MsgType.L2_SNAPSHOT:
+                self.n_events += not header.flags & Flag.MORE
+
+    # the play
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, with a tick a second."""
+        end_ns = self.now_ns + int(seconds * 1e9)
+        while self.now_ns < end_ns:
+            self.now_ns = min(self.now_ns + 1_000_000_000, end_ns)
+            self.tick()
+
+    def tick(self) -> None:
+        """Tick at the present time."""
+        self._ticked_ns = self.now_ns
+        self.adapter.tick(self.now_ns, self.batch)
+        self.settle()
+
+    def step(self) -> bool:
+        """Play one message. Return whether there was one."""
+        play = self.standin.play
+        if play.next_ns() is None:
+            return False
+        message = play.take()
+        self.now_ns = max(self.now_ns, self.standin.start_ns + message.time_ns)
+        sent = [play.payload(message)]
+        if message.stream in self._faults.streams:
+            sent = self._faults.outgoing(message.stream, message.time_ns, sent[0])
+        for payload in sent if self._heir is not None else ():
+            self._heir.hear(message.stream, payload, self.now_ns)
+        if self.lost:
+            self.adapter.disconnected(self.now_ns, self.batch)
+            self.settle()
+            self.connect()
+        elif message.stream in self._wanted:
+            form = self._wanted[message.stream]
+            for payload in sent:
+                self.hear(payload if form is None else form(payload))
+        if self.now_ns - self._ticked_ns >= 1_000_000_000:
+            self.tick()
+        return True
+
+    def hand_over(self, n_messages: int) -> None:
+        """Play so many messages to this connection and to another one, which takes over then."""
+        heir = self._heir = Heir(*self.session(), self.now_ns)
+        self.play(n_messages)
+        self._heir = None
+        assert heir.adapter.subscribed
+        heir.adapter.take_over(self.adapter, self.now_ns, self.batch)
+        self.adapter, self._ends, self._wanted = heir.adapter, heir.ends, heir.wanted
+        self.settle()
+        for payload, ts_recv_ns in heir.kept:
+            self.adapter.receive(payload, ts_recv_ns, self.batch)
+        self.settle()
+
+    def play(self, n_messages: int | None = None) -> None:
+        """Play so many messages, or all that are left."""
+        left = n_messages
+        while left != 0 and self.step():
+            left = None if left is None else left - 1
+        self.settle()
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """Return what went wrong, but for the count of GAPs that quality keeps."""
+        return {name: n for name, n in self.shared.counters.items() if name != "quality_gaps"}
+
+    def levels(self, symbol: str) -> tuple[Side, Side]:
+        """Return a book's bids and asks, best first."""
+        self.settle()
+        book = self.books[self.instruments[symbol].symbol_id]
+        return tuple(  # type: ignore[return-value]
+            [(Decimal(px), Decimal(qty)) for px, qty in side] for side in (book.bids_text(), book.asks_text())
+        )
+
+    def valid(self, symbol: str) -> bool:
+        """Return whether a book is valid."""
+        self.settle()
+        return bool(self.books[self.instruments[symbol].symbol_id].valid)
+
+
+@pytest.fixture
+def duet(recordings: Path, make_desk: Callable[..., Any], tmp_path: Path) -> Callable[..., Duet]:
+    """Return a function that puts a market's adapter and the stand-in of a capture together."""
+
+    def make(market: Any, *names: str, toml: dict[str, Any], faults: str = "", n_aliases: int = 0) -> Duet:
+        planned = None
+        if faults:
+            (tmp_path / "faults.toml").write_text(faults)
+            planned = read_faults(tmp_path / "faults.toml")
+        standin = stand_in_of(open_capture([recordings / name for name in names]), n_aliases)
+        return Duet(make_desk, market, standin, toml, planned)
 
     return make
