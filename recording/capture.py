@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
-from recording import cryptofeed, hftbacktest, plain
+from recording import cryptofeed, hftbacktest, ob_analytics, plain
 from recording.events import CaptureError, Event, Opened, Received, Response, Sent
 from recording.files import numbered_lines
 from recording.reader import Report
@@ -57,6 +57,7 @@ _COMPANION = re.compile(r"\.(?:0|http\.\d+\.\d+)(?:\.gz|\.xz)?")
 _FORMATS: tuple[tuple[Callable[[bytes], bool], Callable[[Path], Iterator[Event]]], ...] = (
     (cryptofeed.is_cryptofeed, cryptofeed.read),
     (hftbacktest.is_hftbacktest, hftbacktest.read),
+    (ob_analytics.is_ob_analytics, ob_analytics.read),
     (plain.is_plain, plain.read),
 )
 
@@ -171,7 +172,7 @@ def _read(path: Path) -> Iterator[Event]:
     shown = line[:80].decode(errors="replace")
     raise CaptureError(
         f"{path}:{number}: {shown!r} is of no known format; expected a cryptofeed recording, "
-        "`<receive time in ns> <json>` or one JSON message a line"
+        "`<receive time in ns> <json>`, one JSON message a line, or orders or trades of ob-analytics"
     )
 
 
@@ -179,12 +180,19 @@ def _files_of(paths: Sequence[Path]) -> tuple[Path, ...]:
     files: dict[Path, None] = {}
     for path in paths:
         for file in _directory_capture(path) if path.is_dir() else (path, *_companions(path)):
-            files[file.resolve()] = None
+            if not file.name.endswith("_meta.json"):  # about a recording, not of it
+                files[file.resolve()] = None
     return tuple(files)
 
 
 def _companions(path: Path) -> list[Path]:
-    """Return the instrument list (`.0`) and REST answers (`.http.*`) beside a cryptofeed file."""
+    """Return the instrument list (`.0`) and REST answers (`.http.*`) beside a cryptofeed file.
+
+    Of ob-analytics' two files, return the other one.
+    """
+    if pair := ob_analytics.NAME.fullmatch(path.name):
+        begun = path.parent.glob(f"{pair['capture']}_*")
+        return sorted(other for other in begun if ob_analytics.NAME.fullmatch(other.name))
     match = _STREAM_FILE.fullmatch(path.name)
     if match is None:
         return []
@@ -197,7 +205,8 @@ def _directory_capture(directory: Path) -> list[Path]:
     captures: dict[str, list[Path]] = {}
     own = [segments_in(folder) for folder in (directory, *sorted(directory.glob("*/")))]
     for path in sorted(directory.iterdir()):
-        match = _STREAM_FILE.fullmatch(path.name) or _WHOLE_FILE.fullmatch(path.name)
+        names = (_STREAM_FILE, _WHOLE_FILE, ob_analytics.NAME)
+        match = next(filter(None, (name.fullmatch(path.name) for name in names)), None)
         if match is not None and path.is_file():
             captures.setdefault(match["capture"], []).append(path)
     runs = [segments for segments in own if segments] + _runs_of_days(captures)
