@@ -319,9 +319,12 @@ class Heir:
         self.ends, self.adapter = ends, adapter
         self.kept: list[tuple[bytes, int]] = []
         for message in adapter.hello():
-            for answer in ends.receive(message):
-                self._take(answer, now_ns)
-        self.wanted = dict(ends.wanted())
+            self.say(message, now_ns)
+
+    def say(self, message: bytes, now_ns: int) -> None:
+        for answer in self.ends.receive(message):
+            self._take(answer, now_ns)
+        self.wanted = dict(self.ends.wanted())
 
     def hear(self, stream: int, payload: bytes, now_ns: int) -> None:
         if stream in self.wanted:
@@ -356,15 +359,16 @@ class Duet:
     ) -> None:
         self.market, self.standin = market, standin
         self.settings = msgspec.convert({"symbols": ["*"], **toml}, VenueSettings)
-        self.now_ns = standin.start_ns
+        self.now_ns = standin.start_ns - 10_000_000_000  # for requests that a venue's rate holds back
         self.connects = 0
         bodies = [self.get(request.path)[1] for request in market.instruments_requests()]
         listed = [one for one in market.instruments(bodies) if one.status == InstrumentStatus.ACTIVE]
-        offered = {stream.partition(":")[2] for stream in standin.streams}
-        self.instruments = {
-            one.symbol: msgspec.structs.replace(one, symbol_id=(1 << 20) + n, channel=one.venue.first_channel)
-            for n, one in enumerate((one for one in listed if one.symbol in offered), 1)
-        }
+        known = [
+            msgspec.structs.replace(one, symbol_id=(1 << 20) + n, channel=one.venue.first_channel)
+            for n, one in enumerate(listed, 1)
+        ]
+        (self.plan,) = market.plans(known, self.settings, standin.streams)
+        self.instruments = {one.symbol: one for one in self.plan.instruments}
         self._symbols = {one.symbol_id: one.symbol for one in self.instruments.values()}
         self.desk = make_desk(list(self.instruments.values()), segment_bytes=2**22)
         self.batch: Batch = self.desk.batch
@@ -374,7 +378,6 @@ class Duet:
         )
         for instrument in self.instruments.values():
             self.quality.define(instrument)
-        (self.plan,) = market.plans(list(self.instruments.values()), self.settings, standin.streams)
         self.books = L2Books()
         self.trades: list[Any] = []
         self.quotes: list[Any] = []
@@ -388,6 +391,10 @@ class Duet:
         self._heir: Heir | None = None
         self._faults = Faults(faults, standin, self, 0)
         self.connect()
+        while not self.adapter.subscribed:
+            assert self.now_ns < standin.start_ns
+            self.wait(1.0)
+        self.now_ns = standin.start_ns
 
     # what faults do
 
@@ -506,6 +513,11 @@ class Duet:
     def tick(self) -> None:
         """Tick at the present time."""
         self._ticked_ns = self.now_ns
+        if self._heir is not None:
+            self._heir.adapter.tick(self.now_ns, self.batch)
+            messages, self.batch.messages = self.batch.messages, []
+            for message in messages:
+                self._heir.say(message, self.now_ns)
         self.adapter.tick(self.now_ns, self.batch)
         self.settle()
 
