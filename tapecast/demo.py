@@ -25,19 +25,21 @@ import orjson
 from feeder.warmth import warm_up as warm_up_feeder
 from market_types.enums import Flag, MsgType
 from market_types.venues import VENUES
+from recording import CaptureError, open_capture
 from tapecast import captures
 from tapecast.checking import BboCheck
 from tapecast.daemons import guarded
 from tapecast.errors import UsageError
 from tapecast.folding import Folding
 from tapecast.joining import Joining
+from tapecast.sample import SampleError, sample
 from tapecast.view import DemoView, Numbers
 from tapecast.warmth import warm_up
 from tapecast.wire import Wire, settings_of
 from udp_protocol.frame import Frame, FrameError
 from udp_protocol.payloads import decode
 
-VENUE = "binance"
+LIVE_VENUE = "binance"
 LIVE_PROBE = "https://fapi.binance.com/fapi/v1/ping"
 LIVE_PROBE_S = 5.0
 FIRST_FRAME_S = 30.0
@@ -49,11 +51,12 @@ OWN_PORTS = ("PORT_CRYPTO", "SPIN_CRYPTO", "RECOVERY_PORT_CRYPTO", "RECOVERY_POR
 PR_SET_PDEATHSIG = 1
 
 HOW_TO_GET_ONE = """\
-No venue answered, and no recording was found. Get one in either way:
+No venue answered, no recording was found, and the sample could not be fetched. Get one in either way:
   - put recordings somewhere and name the folder:  TAPECAST_RECORDINGS=/path bin/demo
     (a folder with binance_usdm/*.gz in it, as ../shared/recordings has)
   - name one:  bin/demo --source replay --recording FILE
-    (cryptofeed's raw captures and hftbacktest's .jsonl.gz files are understood)"""
+    (cryptofeed's raw captures and hftbacktest's .jsonl.gz files are understood)
+  - let pip reach a package index: the sample is a file of 3 MB in a wheel, which is not installed"""
 
 
 def run_demo(*, seconds: float | None, as_json: bool, source: str, paths: Sequence[Path]) -> int:
@@ -86,6 +89,24 @@ def find_recording(paths: Sequence[Path], environ: dict[str, str]) -> list[Path]
     return []
 
 
+def _fetched_sample() -> list[Path]:
+    """Return the files of the offline sample; empty, and said why, if it cannot be had."""
+    _say("DEMO: no recording here: taking the sample, orders of Bitstamp BTC/USD, by pip unless it is cached")
+    try:
+        return sample(os.environ)
+    except SampleError as error:
+        _say(f"DEMO: no sample: {error}")
+        return []
+
+
+def _venue_of(recording: Sequence[Path]) -> str:
+    """Return the venue that was recorded. Raises UsageError for what is no recording."""
+    try:
+        return open_capture(recording).venue
+    except CaptureError as error:
+        raise UsageError(f"--recording: {error}") from error
+
+
 class Demo:
     """One run. Raises UsageError for words that make no sense."""
 
@@ -101,6 +122,7 @@ class Demo:
         self._joining: Joining
         self._check = BboCheck()
         self._numbers = Numbers()
+        self._venue = LIVE_VENUE
 
     def run(self) -> int:
         """Choose the source, run, report."""
@@ -115,8 +137,12 @@ class Demo:
                 _say(f"DEMO: the venue does not answer ({problem})")
         recording = [] if live else find_recording(self._paths, dict(os.environ))
         if not live and not recording:
-            _say(HOW_TO_GET_ONE)
-            return 1
+            recording = _fetched_sample()
+            if not recording:
+                _say(HOW_TO_GET_ONE)
+                return 1
+        if recording:
+            self._venue = _venue_of(recording)
         if live:
             _say("DEMO: LIVE data of Binance USD-M futures")
         else:
@@ -148,14 +174,18 @@ class Demo:
         log = folder / "feeder.log"
         with (
             Wire(
-                [VENUES[VENUE]], settings_of(None, environ), allow=allow, via="multicast", environ=environ
+                [VENUES[self._venue]],
+                settings_of(None, environ),
+                allow=allow,
+                via="multicast",
+                environ=environ,
             ) as wire,
             log.open("wb") as sink,
             (folder / "keeper.log").open("wb") as keeper_sink,
         ):
             self._joining = Joining(wire, books=True)
             self._folding = Folding(self._joining)
-            feeder = _start(("feeder", VENUE, *words), environ, sink)
+            feeder = _start(("feeder", self._venue, *words), environ, sink)
             keeper = _start(("keeper",), environ, keeper_sink)
             try:
                 first_ns, came = self._watch(wire, feeder, replayed=bool(recording))
@@ -170,7 +200,7 @@ class Demo:
     def _watch(self, wire: Wire, feeder: "subprocess.Popen[bytes]", *, replayed: bool) -> tuple[int, bool]:
         begun_ns = time.monotonic_ns()
         first_ns = 0
-        view = DemoView(self._folding, self._check, self._numbers, replayed=replayed)
+        view = DemoView(self._folding, self._check, self._numbers, self._venue, replayed=replayed)
         shown_ns = 0
         with view.live(enabled=not self._as_json):
             while not self._stopped:
@@ -232,7 +262,7 @@ class Demo:
             "source": "REPLAY" if replayed else "LIVE",
             "seconds": round(elapsed_s, 3),
             "venues": {
-                VENUE: {
+                self._venue: {
                     "messages": messages,
                     "frames": folding.types.total(),
                     "gaps": folding.types[MsgType.GAP],
@@ -253,14 +283,16 @@ class Demo:
             and not crossed
             and not folding.lost
         )
-        equal = f"equal to the venue's own {self._check.agreed} of {self._check.checked} times"
+        checked = self._check.checked  # 0 where the venue has no quotes of its own
+        equal = f", best bid and offer equal to the venue's own {self._check.agreed} of {checked} times"
+        equal = equal if checked else ""
         if not ok:
             _say(
                 f"DEMO: FAILED: {valid} of {len(instruments)} books valid, {crossed} crossed, "
-                f"{folding.lost} frames lost, best bid and offer {equal}"
+                f"{folding.lost} frames lost{equal}"
             )
         elif not self._as_json:
-            _say(f"DEMO: {valid} of {len(instruments)} books valid, nothing lost, best bid and offer {equal}")
+            _say(f"DEMO: {valid} of {len(instruments)} books valid, nothing lost{equal}")
         return 0 if ok else 1
 
     def _stop(self, *_: object) -> None:

@@ -42,10 +42,13 @@ class Numbers:
 class DemoView:
     """Draws the state of a Folding."""
 
-    def __init__(self, folding: Folding, check: BboCheck, numbers: Numbers, *, replayed: bool) -> None:
+    def __init__(
+        self, folding: Folding, check: BboCheck, numbers: Numbers, venue: str, *, replayed: bool
+    ) -> None:
         self._folding = folding
         self._check = check
         self._numbers = numbers
+        self._venue = venue
         self._replayed = replayed
         self._past: deque[tuple[int, int]] = deque()
         self._live: Live | None = None
@@ -78,7 +81,7 @@ class DemoView:
             if self._replayed
             else Text(" LIVE ", style="bold white on green")
         )
-        title = Text.assemble(mark, "  tapecast demo  ", ("binance USD-M ➜ tape ➜ multicast ➜ books", "dim"))
+        title = Text.assemble(mark, "  tapecast demo  ", (f"{self._venue} ➜ tape ➜ multicast ➜ books", "dim"))
         return Panel(
             Group(self._books(), self._flow()),
             title=title,

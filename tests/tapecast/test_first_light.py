@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import signal
 import time
 from bisect import bisect_right
@@ -488,8 +489,12 @@ def test_the_demo_reports_what_it_saw(stage: Any, recordings: Path) -> None:
 
 
 def test_a_demo_without_venue_and_recording_tells_how_to_get_one(stage: Any) -> None:
-    demo = stage.start("demo", "--source", "auto", "--seconds", "1", TAPECAST_RECORDINGS=str(stage.folder))
+    demo = stage.start(
+        "demo", "--source", "auto", "--seconds", "1", TAPECAST_RECORDINGS=str(stage.folder),
+        XDG_CACHE_HOME=str(stage.folder), PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull,
+    )  # fmt: skip
     assert demo.end() == 1
+    assert "no sample: pip could not fetch ob-analytics 0.1.0" in demo.err
     assert "TAPECAST_RECORDINGS" in demo.err
     assert "--recording" in demo.err
     assert demo.out == ""

@@ -1,0 +1,91 @@
+"""Coinbase with real processes: from its recording to the books of a subscriber."""
+
+from collections import defaultdict
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from recording import Received, open_capture
+
+CAPTURE = "coinbase/20210417_COINBASE.ws.28.0.gz"
+
+
+def slow_books(path: Path) -> dict[str, dict[str, list[tuple[Decimal, Decimal]]]]:
+    books: dict[str, dict[str, dict[Decimal, Decimal]]] = defaultdict(lambda: {"bids": {}, "asks": {}})
+    for event in open_capture([path]).events():
+        if isinstance(event, Received):
+            said = orjson.loads(event.payload)
+            if said["type"] == "snapshot":
+                for side in ("bids", "asks"):
+                    rows = said[side]
+                    books[said["product_id"]][side] = {Decimal(price): Decimal(size) for price, size in rows}
+            for word, price, size in said.get("changes", ()):
+                side = "bids" if word == "buy" else "asks"
+                books[said["product_id"]][side][Decimal(price)] = Decimal(size)
+    return {
+        product: {
+            side: sorted(((p, q) for p, q in levels.items() if q), reverse=side == "bids")
+            for side, levels in sides.items()
+        }
+        for product, sides in books.items()
+    }
+
+
+def test_a_feeder_plays_the_recording_to_its_end(stage: Any, recordings: Path) -> None:
+    books = stage.ready(
+        "books",
+        "--json",
+        "--venue",
+        "coinbase",
+        "--via",
+        "tape",
+        "--allow",
+        "replay",
+        "--until-done",
+        "--levels",
+        "0",
+    )
+    feeder = stage.start(
+        "feeder", "coinbase", "--replay", recordings / CAPTURE, "--speed", "max", "--exit-at-end"
+    )
+    assert feeder.end() == 0, feeder.err[-3000:]
+    assert books.end() == 0, books.err[-3000:]
+    said = {row["symbol"]: row for row in map(orjson.loads, books.out.splitlines())}
+    expected = slow_books(recordings / CAPTURE)
+    assert said.keys() == expected.keys()
+    for product, row in said.items():
+        assert row["valid"]
+        for side in ("bids", "asks"):
+            levels = [(Decimal(price), Decimal(size)) for price, size in row[side]]
+            assert levels == expected[product][side], product
+
+
+@pytest.mark.long
+def test_fifty_products_keep_within_the_venues_limits(stage: Any, recordings: Path) -> None:
+    books = stage.ready(
+        "books",
+        "--json",
+        "--venue",
+        "coinbase",
+        "--via",
+        "tape",
+        "--allow",
+        "sim",
+        "--until-done",
+        "--levels",
+        "1",
+    )
+    feeder = stage.start(
+        "feeder", "coinbase", "--replay", recordings / CAPTURE, "--alias", 50, "--speed", 4, "--exit-at-end"
+    )
+    assert feeder.end() == 0, feeder.err[-3000:]
+    assert books.end() == 0, books.err[-3000:]
+    rows = [orjson.loads(line) for line in books.out.splitlines()]
+    assert len(rows) == 50
+    assert all(row["valid"] for row in rows)
+    assert "HANDSHAKE_REFUSED" not in feeder.err
+    assert "STREAM_REFUSED" not in feeder.err
+    assert "rest_429" not in feeder.err
