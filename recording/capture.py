@@ -21,6 +21,7 @@ from recording.segments import Head, is_segment, segment_number, segments_in
 MARKETS = {
     "binance": ("spot", "usdm", "coinm"),
     "bybit": ("spot", "linear", "inverse", "option"),
+    "coinbase": ("", "advanced"),
 }
 #: end of a URL's host, start of its path -> venue, market; the first that fits wins
 _URLS = (
@@ -40,6 +41,8 @@ _URLS = (
     ("okex.com", "", "okx", ""),
     ("okx.com", "", "okx", ""),
     ("upbit.com", "", "upbit", ""),
+    ("advanced-trade-ws.coinbase.com", "", "coinbase", "advanced"),
+    ("api.coinbase.com", "/api/v3/brokerage", "coinbase", "advanced"),
     ("pro.coinbase.com", "", "coinbase", ""),
     ("coinbase.com", "", "coinbase", ""),
     ("deribit.com", "", "deribit", ""),

@@ -8,7 +8,7 @@ from typing import Any
 
 import orjson
 
-from recording import Capture
+from recording import Capture, CaptureError
 from replay.alias import AliasPlay
 from replay.coinbase_capture import (
     BOOK,
@@ -253,5 +253,10 @@ class CoinbaseStandIn:
 
 
 def stand_in(capture: Capture, n_aliases: int, seed: int) -> CoinbaseStandIn:
-    """Return the stand-in of a capture. Raises CaptureError."""
+    """Return the stand-in of a capture of the Exchange feed. Raises CaptureError."""
+    if capture.market:
+        raise CaptureError(
+            f"{capture.files[0]}: a capture of Advanced Trade, which has no stand-in; expected one of the "
+            "Exchange feed"
+        )
     return CoinbaseStandIn(capture, n_aliases, seed)

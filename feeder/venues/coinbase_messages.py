@@ -40,7 +40,7 @@ class Match(msgspec.Struct, tag_field="type", tag="match"):
     size: str
     price: str
     time: str
-    sequence: Id = 0
+    sequence: Id = -1  # Advanced Trade tells none
 
 
 class LastMatch(Match, tag_field="type", tag="last_match"):

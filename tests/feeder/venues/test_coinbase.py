@@ -16,7 +16,8 @@ import pytest
 from feeder.batch import Batch, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.base import Plan, Shared
-from feeder.venues.coinbase import MARKETS, ExchangeAdapter
+from feeder.venues.coinbase import MARKETS
+from feeder.venues.coinbase_exchange import ExchangeAdapter
 from market_types.configuration import SettingError
 from market_types.enums import Aggressor, Flag, GapState, GapStream, InstrumentStatus, MarketKind, StatKind
 from recording import Received, open_capture
