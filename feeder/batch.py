@@ -148,6 +148,8 @@ class Batch:
     ) -> None:
         """Append a whole book from one JSON array of objects, each a bid and an ask of the same rank.
 
+        A `derived_bbo` follows it in the same call.
+
         keys  of bid price, bid quantity, ask price, ask quantity, parted by one blank; what stands under
               other keys is passed over
         A level whose price or quantity is 0 is none: the shorter side is padded so. Raises VenueError, or

@@ -74,6 +74,9 @@ _SYNTH = int(Flag.SYNTH)
 _WORD_FIRST, _SIDE_FIRST, _COUNTED = int(Layout.WORD_FIRST), int(Layout.SIDE_FIRST), int(Layout.COUNTED)
 _MOST_ORDERS: Final = 2**16 - 1  # the wire's greatest number
 _SCALE_END: Final = 10**12  # no number of orders has so many digits
+_PLAIN_BYTES: Final = 18  # so many digits never overflow
+_UNIT_BYTES: Final = 25  # of the shortest object: four names and numbers of one character
+_NAME_BYTES: Final = 9  # so many characters of seven bits fit an integer
 
 
 def lazily_zeroed(dtype: np.dtype[np.void]) -> NDArray[np.void]:
@@ -281,68 +284,101 @@ def append_l2(
 
 
 @kernel
-def _which(text: bytes, start: int, stop: int, words: bytes) -> int:
-    """Return which of `words`, parted by one blank, text[start:stop] is; -1 = none."""
-    number = 0
-    at = start
-    same = True
-    for place in range(len(words)):
-        if words[place] == 32:
-            if same and at == stop:
-                return number
-            number += 1
-            at = start
-            same = True
+def _read_number(text: bytes, at: int) -> tuple[int, int, int, int]:
+    """Read the decimal that begins at `at`. Return (status, mantissa, exp, end), in canonical form."""
+    size = len(text)
+    start = at
+    mantissa = 0  # up to the last digit that is kept
+    shifted = 0
+    exp = 0
+    point = -1
+    while at < size:
+        c = text[at]
+        if 48 <= c <= 57:
+            shifted = shifted * 10 + (c - 48)
+            if point < 0:
+                mantissa = shifted
+            elif c != 48:  # a trailing zero is never kept
+                mantissa = shifted
+                exp = point - at
+        elif c == 46 and point < 0 and at > start:  # .
+            point = at
         else:
-            same = same and at < stop and text[at] == words[place]
-            at += 1
-    return number if same and at == stop else -1
+            break
+        at += 1
+    c = text[at] if at < size else 0
+    if at == start or at - start > _PLAIN_BYTES or c in (43, 45, 46, 69, 101):  # + - . E e
+        stop = _number_end(text, start)
+        status, mantissa, exp = parse_decimal(text, start, stop)
+        return status, mantissa, exp, stop
+    return OK, mantissa, exp, at
+
+
+@kernel
+def _key_number(keys: bytes, number: int) -> int:
+    """Return the name at place `number` of `keys`, parted by blanks: seven bits a character."""
+    name = 0
+    for at in range(len(keys)):
+        if keys[at] == 32:
+            number -= 1
+        elif number == 0:
+            name = name << 7 | keys[at]
+    return name
 
 
 @kernel
 def _unit(
-    block: NDArray[np.void], text: bytes, at: int, keys: bytes, bid: int, ask: int, px_exp: int,
-    qty_exp: int,
+    block: NDArray[np.void], text: bytes, at: int, names: tuple[int, int, int, int], bid: int, ask: int,
+    px_exp: int, qty_exp: int,
 ) -> tuple[int, int]:  # fmt: skip
     """Read the object at `at` into the rows `bid` and `ask`. Return (status, where it ends)."""
     batch = block[0]
+    price, qty, px_exps, qty_exps = batch.price, batch.qty, batch.px_exp, batch.qty_exp
     size = len(text)
     seen = 0
     while True:
         at = _skip_space(text, at + 1)
         if at >= size or text[at] != 34:  # "
             return MALFORMED, at
-        start = at + 1
-        at = start
+        at += 1
+        start = at
+        name = 0
         while at < size and text[at] != 34:
+            name = name << 7 | text[at]
             at += 1
-        key = _which(text, start, at, keys)
+        known = at - start <= _NAME_BYTES
         at = _skip_space(text, at + 1)
         if at >= size or text[at] != 58:  # :
             return MALFORMED, at
         at = _skip_space(text, at + 1)
         quoted = at < size and text[at] == 34
         at += quoted
-        start = at
-        while at < size and text[at] != 34 and text[at] != 44 and text[at] != 125 and text[at] > 32:  # , }
-            at += 1
-        if key >= 0:
-            row = bid if key < 2 else ask
-            if key % 2 == 0:
-                status = _put_number(batch.price, batch.px_exp, row, text, start, at, px_exp)
-            else:
-                status = _put_number(batch.qty, batch.qty_exp, row, text, start, at, qty_exp)
-            if status != OK:
-                return status, at
-            seen |= 1 << key
+        if known and (name == names[0] or name == names[2]):
+            row = bid if name == names[0] else ask
+            status, mantissa, exp, at = _read_number(text, at)
+            fits, price[row] = rescale(mantissa, exp, px_exp) if exp >= px_exp else (True, mantissa)
+            px_exps[row] = min(exp, px_exp)
+            seen |= 1 if row == bid else 4
+        elif known and (name == names[1] or name == names[3]):
+            row = bid if name == names[1] else ask
+            status, mantissa, exp, at = _read_number(text, at)
+            fits, qty[row] = rescale(mantissa, exp, qty_exp) if exp >= qty_exp else (True, mantissa)
+            qty_exps[row] = min(exp, qty_exp)
+            seen |= 2 if row == bid else 8
+        else:
+            status, fits = OK, True
+            while at < size and text[at] != 34 and text[at] != 44 and text[at] != 125 and text[at] > 32:
+                at += 1
+        if status != OK or not fits:
+            return (status if status != OK else OUT_OF_RANGE), at
         if quoted:
             if at >= size or text[at] != 34:
                 return MALFORMED, at
             at += 1
         at = _skip_space(text, at)
-        if at < size and text[at] == 125:
+        if at < size and text[at] == 125:  # }
             return OK if seen == 15 else MALFORMED, at
-        if at >= size or text[at] != 44:
+        if at >= size or text[at] != 44:  # ,
             return MALFORMED, at
 
 
@@ -350,16 +386,15 @@ def _unit(
 def _units(block: NDArray[np.void], text: bytes, keys: bytes, px_exp: int, qty_exp: int) -> tuple[int, int]:
     """Append the rows of all objects, bids before asks. Return (status, number of bids)."""
     batch = block[0]
-    price, qty, sides = batch.price, batch.qty, batch.side
+    price, qty, sides, fills = batch.price, batch.qty, batch.side, batch.fills
     px_exps, qty_exps = batch.px_exp, batch.qty_exp
     size = len(text)
-    most = 0
-    for at in range(size):
-        most += text[at] == 123  # {
+    most = size // _UNIT_BYTES + 1
     first = batch.n_rows
     first_ask = first + most
     if first_ask + most > MAX_ROWS:
         return TOO_MANY, 0
+    names = (_key_number(keys, 0), _key_number(keys, 1), _key_number(keys, 2), _key_number(keys, 3))
     bid, ask = first, first_ask
     at = _skip_space(text, 0)
     if at >= size or text[at] != 91:  # [
@@ -369,7 +404,7 @@ def _units(block: NDArray[np.void], text: bytes, keys: bytes, px_exp: int, qty_e
     while going:
         if at >= size or text[at] != 123:
             return MALFORMED, 0
-        status, at = _unit(block, text, at, keys, bid, ask, px_exp, qty_exp)
+        status, at = _unit(block, text, at, names, bid, ask, px_exp, qty_exp)
         if status != OK:
             return status, 0
         if price[bid] < 0 or qty[bid] < 0 or price[ask] < 0 or qty[ask] < 0:
@@ -389,29 +424,9 @@ def _units(block: NDArray[np.void], text: bytes, keys: bytes, px_exp: int, qty_e
         row += 1
     for made in range(first, row):
         sides[made] = _BID if made < bid else _ASK
-        batch.fills[made] = 0
+        fills[made] = 0
     batch.n_rows = row
     return OK, bid - first
-
-
-@kernel
-def append_units(
-    block: NDArray[np.void], units: bytes, keys: bytes, symbol: int, px_exp: int, qty_exp: int,
-    ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
-) -> int:  # fmt: skip
-    """Append a whole book from objects of a bid and an ask. On any status but OK the batch is as before."""
-    batch = block[0]
-    first_row = batch.n_rows
-    status, n_bids = _units(block, units, keys, px_exp, qty_exp)
-    if status == OK:
-        status = _unify_exponents(block, first_row)
-    if status == OK:
-        status = open_event(
-            block, _SNAPSHOT, 0, symbol, ts_event_ns, ts_recv_ns, venue_seq, first_row, n_bids
-        )  # fmt: skip
-    if status != OK:
-        batch.n_rows = first_row
-    return status
 
 
 @kernel
@@ -505,4 +520,29 @@ def append_derived_bbo(
     status = open_event(block, _BBO, _SYNTH, symbol, ts_event_ns, ts_recv_ns, venue_seq, row, 1)
     if status != OK:
         batch.n_rows = row
+    return status
+
+
+@kernel
+def append_units(
+    block: NDArray[np.void], units: bytes, keys: bytes, symbol: int, px_exp: int, qty_exp: int,
+    ts_event_ns: int, ts_recv_ns: int, venue_seq: int,
+) -> int:  # fmt: skip
+    """Append a whole book from objects of a bid and an ask, and a quote to be filled from it.
+
+    On any status but OK the batch is as before.
+    """
+    batch = block[0]
+    first_row, first_event = batch.n_rows, batch.n_events
+    status, n_bids = _units(block, units, keys, px_exp, qty_exp)
+    if status == OK:
+        status = _unify_exponents(block, first_row)
+    if status == OK:
+        status = open_event(
+            block, _SNAPSHOT, 0, symbol, ts_event_ns, ts_recv_ns, venue_seq, first_row, n_bids
+        )  # fmt: skip
+    if status == OK:
+        status = append_derived_bbo(block, symbol, ts_event_ns, ts_recv_ns, venue_seq)
+    if status != OK:
+        batch.n_rows, batch.n_events = first_row, first_event
     return status

@@ -30,7 +30,7 @@ def warm_up() -> None:
     batch = Batch(lambda batch: batch.clear())
     batch.l2(instrument, 0, 0, 1, b'[["1","1"]]', b"[]", snapshot=True)
     batch.l2(instrument, 0, 0, 2, b'[["1","0"]]', b"[]", snapshot=False)
-    batch.units(instrument, 0, 0, 2, b'[{"bp":1,"bs":1,"ap":2,"as":1}]', b"bp bs ap as")
+    batch.units(instrument, 0, 0, 2, b'[{"bp":1,"bs":1,"ap":2,"as":1}]', b"bp bs ap as")  # and a quote
     batch.derived_bbo(instrument, 0, 0)
     batch.bbo(instrument, 0, 0, 3, "1", "1", "2", "1")
     batch.trade(instrument, 0, 0, "1", "1", 1, Aggressor.BUY)

@@ -28,13 +28,14 @@ UNIT = st.fixed_dictionaries(dict.fromkeys(KEYS.decode().split(), NUMBER))
 
 def rows_of(batch: Batch) -> list[tuple[int, Decimal, Decimal]]:
     block = batch.block[0]
+    n_rows = int(block["end_row"][0]) if batch.n_events else int(block["n_rows"])
     return [
         (
             int(block["side"][row]),
             Decimal(int(block["price"][row])).scaleb(int(block["px_exp"][row])),
             Decimal(int(block["qty"][row])).scaleb(int(block["qty_exp"][row])),
         )
-        for row in range(int(block["n_rows"]))
+        for row in range(n_rows)
     ]
 
 
@@ -70,8 +71,8 @@ def test_units_read_as_the_slow_reader_says(
     batch = read(f"[{blank}{f',{blank}'.join(map(written, units))}]{blank}".encode())
     expected = slowly(units)
     assert rows_of(batch) == expected
-    assert batch.n_events == 1
-    assert int(batch.block["msg_type"][0, 0]) == MsgType.L2_SNAPSHOT
+    assert batch.n_events == 2  # and a quote, to be filled from it
+    assert batch.block["msg_type"][0, :2].tolist() == [MsgType.L2_SNAPSHOT, MsgType.BBO]
     assert int(batch.block["n_bids"][0, 0]) == sum(side == BookSide.BID for side, _, _ in expected)
     for exps in ("px_exp", "qty_exp"):
         assert len(set(batch.block[exps][0, : len(expected)].tolist())) <= 1  # a snapshot has one exponent
