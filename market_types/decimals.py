@@ -29,6 +29,7 @@ _REASONS = {
 }
 
 _POW10 = np.array([10**n for n in range(19)], dtype=np.int64)
+_LIMIT = np.array([MANTISSA_MAX // 10**n for n in range(19)], dtype=np.int64)  # a division takes longer
 _PLAIN_BYTES = 18  # so many digits never overflow
 _EXPONENT_CAP = 2**40  # beyond any text's length: larger ones change nothing
 _DOT, _MINUS, _PLUS, _EXPONENT = ord("."), ord("-"), ord("+"), ord("e")
@@ -141,7 +142,7 @@ def rescale(mantissa: int, exp: int, target_exp: int) -> tuple[bool, int]:
         factor = _POW10[-shift]
         whole = mantissa // factor
         return (True, whole) if whole * factor == mantissa else (False, 0)
-    limit = MANTISSA_MAX // _POW10[shift]
+    limit = _LIMIT[shift]
     return (True, mantissa * _POW10[shift]) if -limit <= mantissa <= limit else (False, 0)
 
 
