@@ -42,6 +42,11 @@ class _Voice:
         return (self._times_ns[self.position] - self._offset_ns) % self._span_ns
 
     @property
+    def start(self) -> int:
+        """Return the script position of the first message played."""
+        return self._positions[self._first % len(self._positions)]
+
+    @property
     def over(self) -> bool:
         """Return whether each message was played once."""
         return self.played == len(self._positions)
@@ -115,3 +120,16 @@ class AliasPlay:
     def point(self, stream: int) -> int:
         """Return the script position that the clone of `stream` has come to."""
         return self._voice_of[stream].point
+
+    def order(self, stream: int, positions: Sequence[int]) -> tuple[Sequence[int], int]:
+        """Return the positions of a stream as its clone plays them, and how many of them it has played."""
+        voice = self._voice_of[stream]
+        turn = bisect.bisect_left(positions, voice.start)
+        played = bisect.bisect_left(positions, voice.point) - turn if voice.played else 0
+        if played < 0 or (voice.over and not played):
+            played += len(positions)
+        return [*positions[turn:], *positions[:turn]], played
+
+    def lapped(self, message: Message) -> bool:
+        """Return whether a message is played after the clone went on at the beginning."""
+        return message.position < self._voice_of[message.stream].start
