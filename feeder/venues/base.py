@@ -11,6 +11,7 @@ from feeder.credentials import Credentials
 from feeder.settings import VenueSettings
 from feeder.venues.pool import Pool
 from feeder.venues.trade_ids import RecentTrades, TradeIds
+from feeder.venues.trade_memory import TradeMemory
 from market_types.enums import ClearReason
 from market_types.instruments import Instrument
 from market_types.venues import Venue
@@ -68,6 +69,7 @@ class Shared:
     slow      numbers of instruments whose fastest book stream stays silent: the next one is asked for
     requests  what the venue lets all connections of an address ask for together, None = no such limit
     relist    the venue said that its list of instruments has changed: it is to be read again soon
+    memories  the same, of venues whose REST is to bring what they missed
     counters  what went wrong, by name
     """
 
@@ -77,6 +79,7 @@ class Shared:
         self.slow: set[int] = set()
         self.requests: Pool | None = None
         self.relist = False
+        self.memories: dict[int, TradeMemory] = {}
         self.counters: Counter[str] = Counter()
 
 
