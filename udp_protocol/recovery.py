@@ -9,6 +9,7 @@ from random import Random, SystemRandom
 from typing import Final
 
 from market_types.enums import SOURCE_MARKS, Flag, MsgType
+from market_types.histogram import Histogram
 from udp_protocol.datagram import UNSEALED, walk
 from udp_protocol.frame import Buffer, Frame, FrameError, flags_ok
 from udp_protocol.ordering import NS_PER_MS, NS_PER_S, Gap, Item
@@ -98,6 +99,7 @@ class Recovery:
     random    jitter and request ids
     health    shared with the sequencers
     busy      something is missing or asked for: poll every millisecond, else every 20
+    times     from noticing that a number is missing to its frame, ns
     traffic   requests sent by `udp` and by `tcp`, requests `unsent`, times the server fell silent (`down`)
     counters  bad_answer (nobody asked for it), recovery_refused (BAD_REQUEST), and those of section 10
     """
@@ -113,6 +115,7 @@ class Recovery:
         self.health = ServerHealth()
         self.busy = False
         self.counters = counters
+        self.times = Histogram()
         self.traffic: Counter[str] = Counter()
         self._refused = int(SOURCE_MARKS & ~allow)
         self._policy = policy
@@ -410,7 +413,16 @@ class Recovery:
             else:
                 wanted.append(frame)
         if wanted:
-            self._askings[asked.channel].sequencer.recovered(wanted, now_ns, out)
+            self._askings[asked.channel].sequencer.recovered(self._timed(asked, wanted, now_ns), now_ns, out)
+
+    def _timed(self, asked: _Asked, frames: list[Frame], now_ns: int) -> list[Frame]:
+        """Note how long the missing ones among these frames took, and return them all."""
+        sequencer = self._askings[asked.channel].sequencer
+        if sequencer.session == asked.session:
+            numbers = [frame.header.channel_seq for frame in frames]
+            for gap in sequencer.numbers.missing((number, number) for number in numbers):
+                self.times.record(now_ns - gap.noticed_ns)
+        return frames
 
     def _status(self, asked: _Asked, answer: Answer, now_ns: int, out: list[Item]) -> None:
         asking = self._askings[asked.channel]

@@ -366,6 +366,9 @@ def test_a_tenth_of_a_million_frames_over_eight_channels_through_a_bad_network(
         world.check(log)
     assert world.losses == []
     assert world.server.asked["sent"] <= 1.5 * 0.06 * 100_000
+    times = world.recovery.times
+    assert 0.05 * 100_000 < times.n < 0.1 * 100_000  # lost, or late by more than their answer
+    assert times.quantiles(0.99)[0] <= 50 * NS_PER_MS
     times_ns = world.server.times_ns
     assert max(bisect_left(times_ns, t + NS_PER_S) - at for at, t in enumerate(times_ns)) <= 800
 
