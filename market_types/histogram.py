@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from market_types.kernel import kernel
 
 N_BUCKETS: Final = 61 * 16  # every non-negative i64
+_MAX: Final = 2**63 - 1
 _PARTS: Final = 16  # of an octave
 
 
@@ -41,8 +42,8 @@ class Histogram:
         self.counts = np.zeros(N_BUCKETS, np.int64) if counts is None else counts
 
     def record(self, value: int) -> None:
-        """Count one value."""
-        self.counts[bucket_of(value)] += 1
+        """Count one value; the difference of two foreign times may be greater than any bucket."""
+        self.counts[bucket_of(min(max(value, 0), _MAX))] += 1
 
     @property
     def n(self) -> int:

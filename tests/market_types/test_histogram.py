@@ -33,3 +33,10 @@ def test_a_clock_that_went_back_counts_as_nothing() -> None:
     histogram = Histogram()
     histogram.record(-5)
     assert histogram.quantiles(1.0) == [0]
+
+
+def test_a_difference_of_foreign_times_raises_nothing() -> None:
+    histogram = Histogram()
+    for value in (2**64 - 1, -(2**64), 2**63 - 1, -(2**63), 5):
+        histogram.record(value)
+    assert histogram.n == 5
