@@ -15,7 +15,7 @@ from market_types.enums import NO_SEQ, NULL_PRICE, Action, Aggressor, BookSide, 
 from market_types.instruments import Instrument
 from market_types.rings import source_word
 from market_types.venues import VENUE_NAMES, VENUES
-from udp_protocol.frame import Frame, Header
+from udp_protocol.frame import Frame, FrameError, Header
 from udp_protocol.payloads import Payload, decode
 from udp_protocol.sequencing import Lost
 
@@ -87,8 +87,10 @@ class Directory:
         self.instruments: dict[int, Instrument] = {}
 
     def define(self, header: Header, payload: Payload) -> Instrument:
-        """Take an INSTRUMENT_DEF."""
+        """Take an INSTRUMENT_DEF. Raises FrameError (bad_payload) for a venue that is not known."""
         root, strings = payload.root, payload.strings
+        if header.venue_id not in VENUE_NAMES:
+            raise FrameError("bad_payload", f"venue_id: {header.venue_id}, expected one of the venue table")
         venue = VENUES[VENUE_NAMES[header.venue_id]]
         fields: dict[str, Any] = strings | {name: getattr(root, name) for name in _DEFINITION}
         instrument = Instrument(venue=venue, symbol_id=header.symbol_id, channel=header.channel_id, **fields)
@@ -119,8 +121,8 @@ def _base(header: Header, instrument: Instrument | None) -> Entry:
     entry = Entry(type=TYPES[MsgType(header.msg_type)])
     if header.venue_id in VENUE_NAMES:
         entry["venue"] = VENUE_NAMES[header.venue_id]
-    if header.market_kind in _KINDS:
-        entry["kind"] = _KINDS[header.market_kind]
+    if header.market_kind in KINDS:
+        entry["kind"] = KINDS[header.market_kind]
     if instrument is not None:
         entry["symbol"], entry["name"] = instrument.symbol, instrument.name
     if header.ts_event_ns:
@@ -134,7 +136,7 @@ def _base(header: Header, instrument: Instrument | None) -> Entry:
     return entry
 
 
-_KINDS = {int(kind): kind.word for kind in MarketKind if kind is not MarketKind.NONE}
+KINDS = {int(kind): kind.word for kind in MarketKind if kind is not MarketKind.NONE}
 
 
 def _trades(base: Entry, _: Header, payload: Payload) -> Iterator[Entry]:

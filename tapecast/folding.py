@@ -5,12 +5,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from market_types.enums import NO_SEQ, MarketKind, MsgType
+from market_types.enums import NO_SEQ, MsgType
 from market_types.histogram import Histogram
 from market_types.instruments import Instrument
 from matching_engine.book import Book
 from matching_engine.books import L2Books
-from tapecast.entries import Directory
+from tapecast.entries import KINDS, Directory
 from tapecast.joining import Joining
 from udp_protocol.frame import Frame, FrameError
 from udp_protocol.joining import Unsynced
@@ -83,6 +83,10 @@ class Folding:
         book = self.books.get(symbol_id)
         return book is not None and book.valid and self._joining.synced(book.channel, symbol_id)
 
+    def asof(self, symbol_id: int) -> int:
+        """Return the channel number of the state that a book began with, 0 = none."""
+        return self._joining.asof(self.books[symbol_id].channel, symbol_id)
+
     def chosen(self, globs: Sequence[str]) -> list[Instrument]:
         """Return the instruments that the globs name, over the venue's text or the name; none = all."""
         found = [
@@ -102,7 +106,7 @@ class Folding:
         valid = self.valid(instrument.symbol_id)
         said: dict[str, Any] = {
             "venue": instrument.venue.name,
-            "kind": MarketKind(instrument.kind).word,
+            "kind": KINDS.get(instrument.kind, ""),
             "symbol": instrument.symbol,
             "valid": valid,
         }

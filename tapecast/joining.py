@@ -68,6 +68,11 @@ class Joining:
         join = self._joins.get(channel)
         return join is not None and join.synced(symbol_id)
 
+    def asof(self, channel: int, symbol_id: int) -> int:
+        """Return the channel number of the state that an instrument's book began with, 0 = none."""
+        join = self._joins.get(channel)
+        return join.asof(symbol_id) if isinstance(join, ChannelJoin) else 0
+
     @property
     def ready(self) -> bool:
         """Return whether every channel that was heard has all its instruments."""

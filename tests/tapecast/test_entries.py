@@ -9,6 +9,7 @@ import pytest
 
 from tapecast.entries import Directory, Entry, entries, lost_entry, to_json
 from udp_protocol.datagram import walk
+from udp_protocol.frame import FrameError
 from udp_protocol.sequencing import Lost
 
 VECTORS = json.loads((Path(__file__).parents[1] / "udp_protocol" / "wire-vectors.json").read_text())["frames"]
@@ -69,6 +70,18 @@ def test_an_option_s_definition() -> None:
         1766736000000000000,
         7000,
     )
+
+
+def test_a_definition_of_an_unknown_venue_is_a_bad_payload() -> None:
+    """Anybody on the segment can send one: it must end no subscriber."""
+    raw = bytearray.fromhex(VECTORS["instrument_def_option"]["hex"])
+    raw[28:30] = b"\xff\xff"
+    (frame,) = walk(bytes(raw), channel=None)
+    directory = Directory()
+    with pytest.raises(FrameError, match="venue_id: 65535") as error:
+        list(entries(frame, directory))
+    assert error.value.counter == "bad_payload"
+    assert not directory.instruments
 
 
 @pytest.mark.parametrize(
