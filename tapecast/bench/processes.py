@@ -42,12 +42,14 @@ class Place(msgspec.Struct, frozen=True):
 
     shm      base of the tapes
     environ  what children are started with: defaults but for these places, and no pacing of a recording
+    prefix   words before the interpreter, such as those that enter a network namespace
     """
 
     folder: Path
     shm: Path
     port: int
     environ: Mapping[str, str]
+    prefix: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
@@ -80,10 +82,11 @@ class Child:
 
     def __init__(self, words: Sequence[object], place: Place, *, stdout: int = subprocess.DEVNULL) -> None:
         self.started_ns = time.time_ns()
+        self._words = list(map(str, words))
         self._said = place.folder / f"{time.monotonic_ns()}.stderr"
         with self._said.open("wb") as said:
             self._process = subprocess.Popen(  # noqa: S603  (our own programs)
-                [sys.executable, "-P", "-m", *map(str, words)],
+                [*place.prefix, sys.executable, "-P", "-m", *map(str, words)],
                 env=dict(place.environ), cwd=place.folder, stdin=subprocess.DEVNULL, stdout=stdout,
                 stderr=said, preexec_fn=_die_with_parent,  # noqa: PLW1509  (this process has one thread)
             )  # fmt: skip
@@ -120,10 +123,24 @@ class Child:
         """Return whether the process runs."""
         return self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int:
+        """Wait for the end and return the exit code; minus the signal that ended it."""
+        return self._process.wait()
+
+    def signal(self, number: int) -> None:
+        """Send it a signal."""
+        self._process.send_signal(number)
+
+    @property
+    def said(self) -> str:
+        """Return what it wrote on stderr so far."""
+        return self._said.read_text(errors="replace")
+
     def broke(self, what: str) -> BenchError:
         """Return the error that says what this process did, with its last words."""
-        words = " ".join(map(str, self._process.args[3:]))  # type: ignore[index]
-        last = self._said.read_text(errors="replace")[-1500:].strip()
+        words = " ".join(self._words)
+        last = self.said[-1500:].strip()
         return BenchError(f"{words}: {what} (exit code {self._process.poll()})\n{last}")
 
     def __enter__(self) -> Self:
