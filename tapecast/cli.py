@@ -489,6 +489,49 @@ def bench(
     return guarded(lambda: run_bench(_split(only), quick=quick, as_json=json, write=write, make_peers=peers))
 
 
+@app.command
+def chaos(
+    *scenarios: str,
+    seed: int = 1,
+    faults: Path | None = None,
+    long: Annotated[bool, Parameter(negative=())] = False,
+    times: int = 0,
+    json: Annotated[bool, Parameter(negative=())] = False,
+    report: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
+    """Commit faults on real frames and print the closing check: what was delivered, what was lost, and why.
+
+    Exit code 1 if anything did not hold.
+
+    Example:  tapecast chaos blackouts --seed 7
+
+    Parameters
+    ----------
+    scenarios
+        Their names, all for none; an unknown one prints the list.
+    seed
+        The same seed does the same.
+    faults
+        TOML file of what each link does: one run behind these faults instead.
+    long
+        The whole forms: a million frames, a thousand joins, twenty kills.
+    times
+        How many kills, or mutated datagrams; 0: as many as the form says.
+    json
+        One JSON object instead of text.
+    report
+        Write docs/reliability.md.
+    """
+    from tapecast.chaos.suite import run_chaos
+    from tapecast.daemons import guarded
+
+    return guarded(
+        lambda: run_chaos(
+            scenarios, seed=seed, faults=faults, long=long, times=times, as_json=json, report=report
+        )
+    )
+
+
 tape = App(
     name="tape",
     help="""Look into tapes and archives, check them, take out what is on them, put it on the wire again.

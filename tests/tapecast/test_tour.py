@@ -69,7 +69,7 @@ ENDS = {"status": 1, "instruments": 1} | dict.fromkeys(
 )
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("bench", "tape")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("bench", "chaos", "tape")])
 def test_every_example_works_as_pasted(stage: Any, place: Path, recordings: Path, name: str) -> None:
     (line,) = re.findall(r"Example:  (tapecast .*)", str(app[name].help))
     environ = {**stage.environ, "TAPECAST_RECORDINGS": str(recordings)}
