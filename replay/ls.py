@@ -48,6 +48,7 @@ class LsStandIn:
     venue = "ls"
     market = ""
     protocol = "v1"
+    binary = False
     rules = Rules(
         messages_per_s=100,  # none is published
         ping_every_s=math.inf,
