@@ -16,7 +16,7 @@ from feeder.own_books import NEED_ROOM, REFUSED, fold_event
 from feeder.quality_state import RECENT_IDS, Check, Record, Stream, count, tell
 from feeder.robust import learn, robust_z
 from market_types.decimals import rescale
-from market_types.enums import NULL_PRICE, Flag, MsgType, TradeFlag
+from market_types.enums import NULL_PRICE, Flag, MarketKind, MsgType, TradeFlag
 from market_types.kernel import kernel
 from matching_engine import kernels
 
@@ -36,6 +36,7 @@ _LEAST_PRICE_SPREAD: Final = 1e-4  # 1 bp: a price that stands still has none
 _LEAST_SIZE_SPREAD: Final = 2.0  # a factor of 7.4: sizes are less alike in any market recorded
 _LN_10: Final = log(10.0)
 _TRADE, _BBO = int(MsgType.TRADE), int(MsgType.BBO)
+_EQUITY, _ETF = int(MarketKind.EQUITY), int(MarketKind.ETF)
 _SNAPSHOT, _DELTA = int(MsgType.L2_SNAPSHOT), int(MsgType.L2_DELTA)
 _CLEAR, _GAP = int(MsgType.BOOK_CLEAR), int(MsgType.GAP)
 _BACKFILL, _STALE, _SYNTH = int(Flag.BACKFILL), int(Flag.STALE), int(Flag.SYNTH)
@@ -80,10 +81,15 @@ def on_tick(price: int, exp: int, tick: int, tick_exp: int) -> bool:
 
 
 @kernel
-def _check_price(quality: Record, batch: Record, instrument: Record, event: int, row: int) -> bool:
-    """Look at the price of a trade or of one side of a quote; return whether it is above 0."""
+def _check_price(
+    quality: Record, batch: Record, instrument: Record, event: int, row: int, parts: int
+) -> bool:
+    """Look at the price of a trade or of one side of a quote; return whether it is above 0.
+
+    parts  of a tick that are valid, too: 2 for trades of stocks, which mid-point orders print between two
+    """
     price, exp = batch.price[row], int(np.int64(batch.px_exp[row]))
-    if price > 0 and on_tick(price, exp, instrument.tick, instrument.px_exp):
+    if price > 0 and on_tick(parts * price, exp, instrument.tick, instrument.px_exp):
         return True
     check = _BAD_PRICE if price <= 0 else _OFF_TICK
     batch.suspect[event] = 1
@@ -207,7 +213,8 @@ def _inspect_trades(
         if batch.tflags[row] & _NOT_OF_THE_BOOK:
             continue
         _check_id(quality, batch, instrument, event, row)
-        if _check_price(quality, batch, instrument, event, row) and not backfilled:
+        halves = 2 if instrument.kind in (_EQUITY, _ETF) else 1
+        if _check_price(quality, batch, instrument, event, row, halves) and not backfilled:
             _check_statistics(quality, batch, instrument, books, arena, event, row)
             n_scored += 1
     if n_scored:
@@ -220,9 +227,9 @@ def _inspect_quote(quality: Record, batch: Record, instrument: Record, books: Re
     row = batch.first_row[event]
     bid, ask, exp = batch.price[row], batch.price[row + 1], batch.px_exp[row]
     if bid != NULL_PRICE:
-        _check_price(quality, batch, instrument, event, row)
+        _check_price(quality, batch, instrument, event, row, 1)
     if ask != NULL_PRICE:
-        _check_price(quality, batch, instrument, event, row + 1)
+        _check_price(quality, batch, instrument, event, row + 1, 1)
     if instrument.trading and NULL_PRICE not in (bid, ask) and bid >= ask:
         batch.suspect[event] = 1
         count(quality, _CROSSED_BBO)
