@@ -1,7 +1,8 @@
 """What adapters write and the publisher reads: the events of a wake-up, in order."""
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
@@ -24,7 +25,16 @@ from feeder.columns import (
     open_event,
 )
 from market_types.decimals import parse
-from market_types.enums import NO_SEQ, ClearReason, Flag, GapState, GapStream, MsgType, StatKind
+from market_types.enums import (
+    NO_SEQ,
+    ClearReason,
+    Flag,
+    GapState,
+    GapStream,
+    InstrumentStatus,
+    MsgType,
+    StatKind,
+)  # fmt: skip
 from market_types.instruments import Instrument
 from udp_protocol.payloads import PLAIN_ROOT, STATS_ENTRY, encode
 
@@ -55,12 +65,29 @@ class Request:
     weight    what the venue charges for it
     priority  smaller first
     key       what the adapter knows it by
+    body      sent by POST; None = the call is a GET
+    headers   besides those every call has
     """
 
-    __slots__ = ("key", "path", "priority", "weight")
+    __slots__ = ("body", "headers", "key", "path", "priority", "weight")
 
-    def __init__(self, path: str, *, weight: int, priority: int, key: str) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        weight: int,
+        priority: int,
+        key: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.path, self.weight, self.priority, self.key = path, weight, priority, key
+        self.body, self.headers = body, headers
+
+    @property
+    def name(self) -> str:
+        """Return what a recording calls it: its path, and of a POST also the key, which no venue is sent."""
+        return self.path if self.body is None else f"{self.path}#{self.key}"
 
 
 class Batch:
@@ -70,6 +97,7 @@ class Batch:
     requests  REST calls asked for with `fetch`
     messages  text to send on the adapter's own connection
     alerts    (info, warn or crit, keyword, what it is about)
+    statuses  instruments whose status has changed, and what it is now
     """
 
     def __init__(self, drain: "Callable[[Batch], None]") -> None:
@@ -78,6 +106,7 @@ class Batch:
         self.requests: list[Request] = []
         self.messages: list[bytes] = []
         self.alerts: list[tuple[str, str, str]] = []
+        self.statuses: list[tuple[Instrument, InstrumentStatus]] = []
         self._n_events = self.block["n_events"]
         self._n_rows = self.block["n_rows"]
         self._n_blob = self.block["n_blob"]
@@ -102,6 +131,14 @@ class Batch:
     def alert(self, level: str, keyword: str, field: str) -> None:
         """Ask the runner to tell the operators."""
         self.alerts.append((level, keyword, field))
+
+    def status(self, instrument: Instrument, status: InstrumentStatus) -> None:
+        """Ask the runner to define an instrument anew with this status, unless it has it already."""
+        self.statuses.append((instrument, status))
+
+    def flag(self, flags: Flag) -> None:
+        """Set more flags on the event that was appended last."""
+        self.block["flags"][0, int(self._n_events[0]) - 1] |= int(flags)
 
     def l2(
         self,

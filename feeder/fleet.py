@@ -17,7 +17,7 @@ from feeder.connection import Connection
 from feeder.link import Link
 from feeder.rest import Answer, Rest
 from feeder.venues.base import NS_PER_S, Market, Plan, Shared
-from market_types.enums import VenueState
+from market_types.enums import InstrumentStatus, VenueState
 from market_types.instruments import Instrument
 from recording.events import Event, Response
 
@@ -54,6 +54,7 @@ class Feed:
 
     lifetime_s  of a connection: it is renewed before
     refused     handshakes that were refused since the last alert, by HTTP status
+    restate     called with an instrument whose status the venue has changed
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Feed:
         self.shared = shared
         self.lifetime_s = lifetime_s or market.limits.lifetime_s
         self.refused: Counter[int] = Counter()
+        self.restate: Callable[[Instrument, InstrumentStatus], None] = lambda *_: None
         self._numbers = itertools.count(1)
         self._gate = ConnectGate(market.limits.connects, market.limits.connects_window_s)
 
@@ -163,7 +165,7 @@ class Fleet:
 
         def answered(answer: Answer) -> None:
             if self.tap is not None:
-                self.tap(Response(time.time_ns(), rest.url + request.path, answer.body, answer.status))
+                self.tap(Response(time.time_ns(), rest.url + request.name, answer.body, answer.status))
             link.answered(connection, request, answer.status, answer.body)
 
         rest.ask(request, answered, lambda: link.connection is connection and link.alive)

@@ -211,7 +211,9 @@ class Link:
 
     async def _overlap(self, old: Connection, successor: Connection) -> str:
         """Wait until both have carried the same for long enough; return what went wrong, if anything did."""
-        deadline_ns = time.monotonic_ns() + int(READY_DEADLINE_S * NS_PER_S)
+        limits = self.feed.market.limits
+        saying_s = len(successor.plan.streams) / limits.messages_per_s  # where each is asked for alone
+        deadline_ns = time.monotonic_ns() + int((READY_DEADLINE_S + saying_s) * NS_PER_S)
         enough_ns = 0
         while True:
             now_ns = time.monotonic_ns()
@@ -260,7 +262,8 @@ class Link:
     def say(self, connection: Connection, message: bytes) -> None:
         """Send a text message."""
         if self._host.tap is not None:
-            self._host.tap(Sent(time.time_ns(), self._url, message, connection.number))
+            hidden = self._shared.hide(message)
+            self._host.tap(Sent(time.time_ns(), self._url, hidden, connection.number))
         connection.send(message)
 
     def received(self, connection: Connection, message: bytes, ts_recv_ns: int) -> None:
@@ -279,7 +282,7 @@ class Link:
                 connection.adapter.receive(message, ts_recv_ns, batch)
         except VenueError as error:
             self._bad("bad_messages", error, ts_recv_ns)
-        if batch.requests or batch.messages:
+        if batch.requests or batch.messages or batch.statuses:
             self._drain_wishes(connection)
         self._host.touched()
 
@@ -366,6 +369,10 @@ class Link:
             messages, batch.messages = batch.messages, []
             for message in messages:
                 self.say(connection, message)
+        if batch.statuses:
+            statuses, batch.statuses = batch.statuses, []
+            for instrument, status in statuses:
+                self.feed.restate(instrument, status)
 
     def _bad(self, counter: str, error: VenueError, now_ns: int) -> None:
         """Count a message that says what it must not; log no more than one in ten seconds."""

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
-from feeder.credentials import find
+from feeder.credentials import VARIABLES, Credentials, find, need
 from feeder.fencing import Fenced, greatest_session, silence, stand_guard
 from feeder.fleet import Feed, Fleet
+from feeder.login import STAND_IN_CREDENTIALS, Login
 from feeder.markets import fed_venues, markets_of, speaking
 from feeder.publisher import Publisher
 from feeder.recorder import Limits as RecordLimits
@@ -26,7 +27,7 @@ from feeder.selection import Choice, unmatched
 from feeder.sessions import SessionStore
 from feeder.settings import VenueSettings
 from feeder.standin import Ready, StandIn, StandInError
-from feeder.venues.base import KeyedMarket, Market, Shared
+from feeder.venues.base import KeyedMarket, KeyRefused, Market, PlainStatus, Shared, TokenMarket
 from feeder.warmth import warm_up
 from market_types.configuration import ConfigError, SettingError, difference, load
 from market_types.enums import EndReason, Flag
@@ -229,7 +230,11 @@ class Feeder:
         self._publisher: Publisher | None = None
         self._rival = 0  # the greatest session heard of others
         self._wire, self._settings = self._load()
-        self._markets(options.market)
+        markets = self._markets(options.market)
+        if not (options.replay or options.ws):  # said at once, before anything is compiled or opened
+            for market in markets:
+                urls = self._settings.markets.get(market.name)
+                self._credentials(market, (urls.ws_url, urls.rest_url) if urls else (), foreign=False)
 
     def _load(self) -> tuple[Multicast, VenueSettings]:
         folder, environ, defaults = self._options.config, self._environ, self._defaults
@@ -312,10 +317,15 @@ class Feeder:
                 raise UsageError(f"market: no table [market.{market.name}] in the configuration")
             ws_url = source.ws or (urls.ws_url if urls else "")
             rest_url = source.rest or (urls.rest_url if urls else "")
-            shared = Shared()
+            credentials = self._credentials(market, (ws_url, rest_url), foreign=source.foreign)
+            shared = Shared(credentials)
             pool = market.limits.weight_pool or market.name
             budget = budgets.setdefault(pool, WeightBudget(market.limits.weight_per_minute))
             rest = await stack.enter_async_context(Rest(rest_url, market.limits, shared.counters, budget))
+            if isinstance(market, PlainStatus):
+                rest.status_of = market.status_of
+            if isinstance(market, TokenMarket) and credentials is not None:
+                await self._log_in(stack, Login(market, rest, shared, credentials))
             if source.stand_in is not None:
                 market = speaking(market, source.stand_in.ready.protocol)  # noqa: PLW2901  (the same, as it was)
             market = self._authorised(market, (ws_url, rest_url))  # noqa: PLW2901  (the same, with a key)
@@ -331,6 +341,33 @@ class Feeder:
             return market
         credentials = find(market.venue.name, self._environ)
         return market if credentials is None else market.authorised(credentials)
+
+    def _credentials(self, market: Market, urls: tuple[str, str], *, foreign: bool) -> Credentials | None:
+        """Return what a venue that gives nothing without a key is shown, None for all others.
+
+        What is not the venue itself is shown nothing of ours in the clear. Raises CredentialError.
+        """
+        if not isinstance(market, TokenMarket):
+            return None
+        safe = all(url.startswith(("wss://", "https://")) for url in urls)
+        if foreign and not safe:
+            return STAND_IN_CREDENTIALS
+        credentials = need(market.venue.name, self._environ)
+        if not safe:
+            raise UsageError(
+                f"{market.venue.name}: {', '.join(urls)}: a key goes to wss:// and https:// alone"
+            )
+        return credentials
+
+    async def _log_in(self, stack: AsyncExitStack, login: Login) -> None:
+        """Get a token and keep it for as long as the stack lives."""
+        try:
+            await login.begin()
+        except KeyRefused as error:
+            variables = " and ".join(VARIABLES[self._venue.name])
+            raise UsageError(f"{self._venue.name}: {error}: check {variables}") from None
+        keeping = asyncio.create_task(login.keep())
+        stack.callback(keeping.cancel)
 
     async def marks(self, feed: Feed, source: "Source") -> tuple[Flag, Answer | None, Ready | None]:
         """Return the marks of the data, and what was learnt by asking a source that is not the venue."""

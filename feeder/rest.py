@@ -18,6 +18,7 @@ import structlog
 
 from feeder.backoff import Backoff
 from feeder.batch import Request
+from feeder.credentials import Secret
 from feeder.venues.base import Limits
 
 log = structlog.get_logger()
@@ -29,6 +30,7 @@ WINDOW_S = 61.0  # a minute of the venue's, and the time a call may be on its wa
 SOURCE_HEADER = "X-Tapecast-Source"
 TOO_MANY_REQUESTS = 429
 LIMITED = (418, TOO_MANY_REQUESTS)
+UNAUTHORIZED = 401
 
 
 class Answer(NamedTuple):
@@ -104,14 +106,24 @@ class _Call:
 class Rest:
     """A market's REST address. Use as an async context manager.
 
-    budget    may be shared with other markets
-    counters  rest_429, rest_418, rest_5xx, rest_4xx, rest_unreachable
+    budget     may be shared with other markets
+    counters   rest_429, rest_418, rest_5xx, rest_4xx, rest_unreachable
+    status_of  what an answer means, as a status of HTTP, where the venue's own does not say it
+    bearer     the token that every call shows, None = none
+    refused    called when the venue refuses it; what was asked is asked again later
     """
 
     def __init__(
-        self, url: str, limits: Limits, counters: Counter[str], budget: WeightBudget | None = None
+        self,
+        url: str,
+        limits: Limits,
+        counters: Counter[str],
+        budget: WeightBudget | None = None,
     ) -> None:
         self.url = url.rstrip("/")
+        self.bearer: Secret | None = None
+        self.refused: Callable[[], None] = lambda: None
+        self.status_of: Callable[[int, bytes], int] = lambda status, _: status
         self._limits = limits
         self._budget = budget or WeightBudget(limits.weight_per_minute)
         self._counters = counters
@@ -145,26 +157,40 @@ class Rest:
         """
         self._put(_Call(next(self._order), request, answered, wanted))
 
-    async def get(self, path: str, weight: int = 1) -> Answer:
-        """Call once, within the budget. Raises OSError, aiohttp.ClientError, TimeoutError: no answer came."""
-        while wait_s := self._budget.wait_s(weight, time.monotonic()):
+    async def call(self, request: Request, *, bare: bool = False) -> Answer:
+        """Call once, within the budget. Raises OSError, aiohttp.ClientError, TimeoutError: no answer came.
+
+        bare  without the token
+        """
+        while wait_s := self._budget.wait_s(request.weight, time.monotonic()):
             await asyncio.sleep(wait_s)
-        return await self._call(path, weight)
+        return await self._call(request, bare=bare)
+
+    async def get(self, path: str, weight: int = 1) -> Answer:
+        """Call once by GET. Raises as `call` does."""
+        return await self.call(Request(path, weight=weight, priority=0, key=""))
 
     async def post(self, path: str) -> int:
         """Call once without a body and return the HTTP status. Raises as `get` does."""
         async with self._session.post(self.url + path) as response:
             return response.status
 
-    async def _call(self, path: str, weight: int) -> Answer:
-        self._budget.spend(weight, time.monotonic())
-        async with self._session.get(self.url + path) as response:
+    async def _call(self, request: Request, *, bare: bool = False) -> Answer:
+        self._budget.spend(request.weight, time.monotonic())
+        method = "GET" if request.body is None else "POST"
+        headers = dict(request.headers)
+        if self.bearer is not None and not bare:
+            headers["authorization"] = f"Bearer {self.bearer.reveal()}"
+        async with self._session.request(
+            method, self.url + request.path, data=request.body, headers=headers
+        ) as response:
             answer = Answer(
                 response.status,
                 {name.lower(): value for name, value in response.headers.items()},
                 await response.read(),
             )
         answer = self._translated(answer)
+        answer = answer._replace(status=self.status_of(answer.status, answer.body))
         self._heed(answer)
         return answer
 
@@ -185,6 +211,8 @@ class Rest:
             seconds = float(after) if after.isascii() and after.isdigit() else 60.0
             log.warning("rest_limited", status=answer.status, retry_after_s=seconds, url=self.url)
             self._budget.close(seconds, time.monotonic())
+        elif answer.status == UNAUTHORIZED and self.bearer is not None:
+            self.refused()
 
     def _put(self, call: _Call) -> None:
         heapq.heappush(self._queue, call)
@@ -213,13 +241,15 @@ class Rest:
     async def _settle(self, call: _Call) -> None:
         """Call; hand on an answer that is final, queue the call again after any other."""
         try:
-            answer = await self._call(call.request.path, call.request.weight)
+            answer = await self._call(call.request)
         except (OSError, aiohttp.ClientError, TimeoutError) as error:
             self._counters["rest_unreachable"] += 1
             self._again(call, f"{type(error).__name__}: {error}")
         else:
             if answer.status in LIMITED:
                 self._put(call)
+            elif answer.status == UNAUTHORIZED and self.bearer is not None:
+                self._again(call, "the token is refused")
             elif answer.status >= 500:
                 self._counters["rest_5xx"] += 1
                 self._again(call, f"HTTP {answer.status}")
@@ -236,7 +266,7 @@ class Rest:
         """Queue the call after a wait."""
         call.backoff = call.backoff or Backoff(self._limits.backoff_base_s, self._limits.backoff_cap_s)
         delay_s = call.backoff.next()
-        log.warning("rest_failed", path=call.request.path, problem=problem, retry_s=round(delay_s, 3))
+        log.warning("rest_failed", path=call.request.name, problem=problem, retry_s=round(delay_s, 3))
         self._waiting += 1
 
         def put() -> None:

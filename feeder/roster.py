@@ -68,6 +68,8 @@ class Roster:
         self.choice = choice
         self._registry = registry
         self._versions: dict[int, int] = {}  # of definitions, by number
+        self._halted: set[int] = set()  # numbers: the venue said so in its streams, whatever its list says
+        feed.restate = self.restate
 
     @property
     def instruments(self) -> list[Instrument]:
@@ -115,9 +117,9 @@ class Roster:
         return market.instruments(bodies)
 
     async def _once(self, request: Request) -> Answer:
-        answer = await self.feed.rest.get(request.path, request.weight)
+        answer = await self.feed.rest.call(request)
         if answer.status != 200:
-            raise VenueError(f"{request.path}: HTTP {answer.status}, expected 200")
+            raise VenueError(f"{request.name}: HTTP {answer.status}, expected 200")
         return answer
 
     async def keep(self, every_s: float) -> None:
@@ -151,7 +153,7 @@ class Roster:
         if not listed:
             raise VenueError(f"{self.feed.market.name}: an empty list, expected the venue's instruments")
         self.listed = listed
-        changed = redefined(self.instruments, listed)
+        changed = redefined(self.instruments, self._with_halts(listed))
         if changed:
             self._definer.define(changed)
             now = {instrument.number: instrument for instrument in changed}
@@ -163,6 +165,29 @@ class Roster:
                     self.places[place] = None if gone else renewed
                     log.info("redefined", symbol=renewed.symbol, status=InstrumentStatus(renewed.status).name)
         await self._fill()
+
+    def restate(self, instrument: Instrument, status: InstrumentStatus) -> None:
+        """Define an instrument anew with the status that a stream of the venue tells."""
+        for place, known in enumerate(self.places):
+            if known is not None and known.number == instrument.number and known.status != status:
+                (self._halted.add if status == InstrumentStatus.HALTED else self._halted.discard)(
+                    known.number
+                )
+                version = known.def_version + 1
+                renewed = msgspec.structs.replace(known, status=status, def_version=version)
+                self.places[place] = renewed
+                self._versions[known.number] = version
+                self._definer.define([renewed])
+
+    def _with_halts(self, listed: Sequence[Instrument]) -> list[Instrument]:
+        """Return a list with the halts that streams told and no list does."""
+        halted = {key_of(one) for one in self.instruments if one.number in self._halted}
+        return [
+            msgspec.structs.replace(one, status=InstrumentStatus.HALTED)
+            if key_of(one) in halted and one.status == InstrumentStatus.ACTIVE
+            else one
+            for one in listed
+        ]
 
     async def _fill(self) -> None:
         """Give newcomers a place, and the connections what they are to carry."""
@@ -194,7 +219,7 @@ class Roster:
         """Return what to rank by; nothing where the venue does not tell, and then its own order counts."""
         request = self.feed.market.volumes_request()
         try:
-            answer = await self.feed.rest.get(request.path, request.weight)
+            answer = await self.feed.rest.call(request)
             if answer.status == 200:
                 return self.feed.market.volumes(answer.body)
             problem = f"HTTP {answer.status}"
@@ -216,7 +241,7 @@ class Roster:
 
     def _tap(self, request: Request, answer: Answer) -> None:
         if self._fleet.tap is not None:
-            self._fleet.tap(Response(time.time_ns(), self.feed.rest.url + request.path, answer.body))
+            self._fleet.tap(Response(time.time_ns(), self.feed.rest.url + request.name, answer.body))
 
 
 async def ask(feed: Feed, request: Request) -> Answer:
@@ -225,7 +250,7 @@ async def ask(feed: Feed, request: Request) -> Answer:
     backoff = Backoff(market.limits.backoff_base_s, market.limits.backoff_cap_s)
     while True:
         try:
-            answer = await rest.get(request.path, request.weight)
+            answer = await rest.call(request)
             if answer.status == 200:
                 return answer
             problem = f"HTTP {answer.status}"
@@ -236,7 +261,7 @@ async def ask(feed: Feed, request: Request) -> Answer:
             "venue_unreachable",
             venue=market.venue.name,
             market=market.name,
-            url=rest.url + request.path,
+            url=rest.url + request.name,
             problem=problem,
             attempt=backoff.failures,
             retry_s=round(delay_s, 2),

@@ -23,16 +23,17 @@ import numpy as np
 from feeder.batch import Batch, Request, VenueError
 from feeder.columns import lazily_zeroed
 from feeder.framing import DONE, NEED_ROOM, WRITER, frame_batch
+from feeder.login import STAND_IN_CREDENTIALS
 from feeder.markets import fed_venues, markets_of, speaking
 from feeder.settings import VenueSettings
-from feeder.venues.base import Adapter, Market, Shared
+from feeder.venues.base import Adapter, Market, Shared, TokenMarket
 from market_types.configuration import load
 from market_types.enums import Flag, MsgType
 from market_types.instruments import Instrument
 from market_types.venues import VENUES, Venue, partition
 from recording import Capture, CaptureError, open_capture
 from replay.stand_ins import replayed_venues, stand_in_of
-from replay.venue import Answer, Form, Session, StandIn
+from replay.venue import Answer, Form, Postbox, Posted, Session, StandIn
 from tapecast.captures import found
 from tapecast.defaults_folder import DEFAULTS
 from tapecast.errors import UsageError
@@ -131,6 +132,7 @@ class CaptureReader:
         marks = Flag.SIM if capture.source == "sim" else Flag.REPLAY
         self._desk = Desk(venue, marks, max(1, start_ns // NS_PER_S), max_datagram)
         self._batch = self._desk.batch
+        self._log_in(market, start_ns)
         instruments = [
             msgspec.structs.replace(
                 instrument,
@@ -143,6 +145,7 @@ class CaptureReader:
             SessionBegin(channel, max(1, start_ns // NS_PER_S))
             for channel in sorted({instrument.channel for instrument in instruments})
         ]
+        self._defined = {instrument.number: instrument for instrument in instruments}
         for instrument in instruments:
             self._desk.define(instrument, start_ns)
         self._lines = []
@@ -243,6 +246,14 @@ class CaptureReader:
                 self._carriers = self._routes()
         self.alerts += batch.alerts
         batch.alerts.clear()
+        statuses, batch.statuses = batch.statuses, []
+        for instrument, status in statuses:
+            known = self._defined[instrument.number]
+            if known.status != status:
+                version = known.def_version + 1
+                known = msgspec.structs.replace(known, status=status, def_version=version)
+                self._defined[known.number] = known
+                self._desk.define(known, now_ns)
 
     def _answer(self, line: Line, request: Request, now_ns: int) -> None:
         answer = self._ask(request, now_ns)
@@ -264,9 +275,20 @@ class CaptureReader:
         self._calls += 1
         url, client = urlsplit(request.path), str(self._calls)
         query = dict(parse_qsl(url.query))
-        return self._pool.submit(
-            lambda: asyncio.run(self._stand_in.rest(url.path, query, client, now_ns))
-        ).result()
+        if request.body is not None and isinstance(self._stand_in, Postbox):
+            headers = dict(request.headers)
+            if self._shared.token is not None:
+                headers["authorization"] = f"Bearer {self._shared.token.reveal()}"
+            answer = self._stand_in.post(Posted(url.path, query, headers, request.body), client, now_ns)
+        else:
+            answer = self._stand_in.rest(url.path, query, client, now_ns)
+        return self._pool.submit(lambda: asyncio.run(answer)).result()
+
+    def _log_in(self, market: Market, now_ns: int) -> None:
+        """Get a token where the venue gives nothing without."""
+        if isinstance(market, TokenMarket):
+            answer = self._ask(market.token_request(STAND_IN_CREDENTIALS), now_ns)
+            self._shared.token = market.grant(answer.status, answer.body).token
 
 
 def recording(

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from feeder.batch import Batch, OutOfRange, Request, VenueError
-from feeder.credentials import Credentials
+from feeder.credentials import Credentials, Secret
 from feeder.settings import VenueSettings
 from feeder.venues.pool import Pool
 from feeder.venues.trade_ids import RecentTrades, TradeIds
@@ -64,16 +64,24 @@ class Plan(msgspec.Struct, frozen=True):
 class Shared:
     """What outlives a connection: the runner hands the same one to every adapter of a market.
 
-    trades    last trade id and holes by instrument number
-    recent    the last trades by instrument number, where ids follow no order
-    slow      numbers of instruments whose fastest book stream stays silent: the next one is asked for
-    requests  what the venue lets all connections of an address ask for together, None = no such limit
-    relist    the venue said that its list of instruments has changed: it is to be read again soon
-    memories  the same, of venues whose REST is to bring what they missed
-    counters  what went wrong, by name
+    trades       last trade id and holes by instrument number
+    recent       the last trades by instrument number, where ids follow no order
+    slow         numbers of instruments whose fastest book stream stays silent: the next one is asked for
+    requests     what the venue lets all connections of an address ask for together, None = no such limit
+    relist       the venue said that its list of instruments has changed: it is to be read again soon
+    memories     the last trades by instrument number, of venues whose REST is to bring what they missed
+    counters     what went wrong, by name
+    credentials  what the venue knows us by, None where we have none or it takes none
+    token        what it gave us for them, None where it gives none
+    token_refused  called when it does not know that token any more
+    kept         what a venue's own adapters keep besides, by instrument number
     """
 
-    def __init__(self) -> None:
+    def __init__(self, credentials: Credentials | None = None) -> None:
+        self.credentials = credentials
+        self.token: Secret | None = None
+        self.token_refused: Callable[[], None] = lambda: None
+        self.kept: dict[int, Any] = {}
         self.trades: dict[int, TradeIds] = {}
         self.recent: dict[int, RecentTrades] = {}
         self.slow: set[int] = set()
@@ -81,6 +89,13 @@ class Shared:
         self.relist = False
         self.memories: dict[int, TradeMemory] = {}
         self.counters: Counter[str] = Counter()
+
+    def hide(self, message: bytes) -> bytes:
+        """Return a message of ours with `***` for every secret in it, as it may be written down."""
+        secrets = (*(self.credentials or ()), *((self.token,) if self.token else ()))
+        for secret in secrets:
+            message = message.replace(secret.reveal().encode(), b"***")
+        return message
 
 
 class Adapter(Protocol):
@@ -177,3 +192,33 @@ class KeyedMarket(Protocol):
 
     def authorised(self, login: Credentials) -> Market:
         """Return the market as that client sees it."""
+
+
+class Grant(NamedTuple):
+    """A token, and for how long the venue says it is good."""
+
+    token: Secret
+    lives_s: float
+
+
+@runtime_checkable
+class TokenMarket(Protocol):
+    """What a market offers besides whose venue answers nothing without a token."""
+
+    def token_request(self, credentials: Credentials) -> Request:
+        """Return the REST call for a token."""
+
+    def grant(self, status: int, body: bytes) -> Grant:
+        """Return the token in the answer to it. Raises KeyRefused, VenueError."""
+
+
+@runtime_checkable
+class PlainStatus(Protocol):
+    """What a market offers besides whose venue says in the body what others say by the status of HTTP."""
+
+    def status_of(self, status: int, body: bytes) -> int:
+        """Return what an answer means, as a status of HTTP."""
+
+
+class KeyRefused(VenueError):
+    """The venue does not know the key, or not its secret."""

@@ -60,6 +60,10 @@ class Watch:
         self.last_ns = now_ns
         self.n += 1
 
+    def rests(self, now_ns: int) -> None:
+        """Take note that nothing is due: its market is closed."""
+        self.last_ns = max(self.last_ns, now_ns)
+
     def acked(self, now_ns: int) -> None:
         """Expect data from now on."""
         self.acked_ns = self.acked_ns or now_ns
