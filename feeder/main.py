@@ -342,7 +342,7 @@ class Feeder:
         credentials = find(market.venue.name, self._environ)
         return market if credentials is None else market.authorised(credentials)
 
-    def _credentials(self, market: Market, urls: tuple[str, str], *, foreign: bool) -> Credentials | None:
+    def _credentials(self, market: Market, urls: Sequence[str], *, foreign: bool) -> Credentials | None:
         """Return what a venue that gives nothing without a key is shown, None for all others.
 
         What is not the venue itself is shown nothing of ours in the clear. Raises CredentialError.

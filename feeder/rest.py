@@ -181,8 +181,9 @@ class Rest:
         headers = dict(request.headers)
         if self.bearer is not None and not bare:
             headers["authorization"] = f"Bearer {self.bearer.reveal()}"
+        private = bool(headers) or request.body is not None  # is for this address alone
         async with self._session.request(
-            method, self.url + request.path, data=request.body, headers=headers
+            method, self.url + request.path, data=request.body, headers=headers, allow_redirects=not private
         ) as response:
             answer = Answer(
                 response.status,

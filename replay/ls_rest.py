@@ -8,14 +8,14 @@ import bisect
 import secrets
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs
 
 import orjson
 
-from replay.ls_capture import BOOKS, PADDED, Frame, LsCapture, Stock
+from replay.ls_capture import BOOKS, PADDED, TRADES, Frame, LsCapture, Stock
 from replay.script import Play
 from replay.venue import Answer, Posted
 
@@ -34,6 +34,7 @@ TRS: Mapping[str, tuple[str, int]] = {
     "t9945": ("/stock/market-data", 2),
     "t1101": ("/stock/market-data", 10),
     "t8450": ("/stock/market-data", 10),
+    "t8454": ("/stock/market-data", 10),
     "t0167": ("/etc/time-search", 5),
 }
 TOKEN_PATH = "/oauth2/token"  # noqa: S105  (no secret)
@@ -145,7 +146,10 @@ class LsRest:
             korea = datetime.fromtimestamp(now_ns // 1_000_000_000, UTC) + KST
             dated = {"dt": korea.strftime("%Y%m%d"), "time": korea.strftime("%H%M%S%f")}
             return {"t0167OutBlock": dated}
-        return self._book(tr, str(asked.get("shcode", "")), str(asked.get("exchgubun", "K")))
+        code, exchange = str(asked.get("shcode", "")), str(asked.get("exchgubun", "K"))
+        if tr == "t8454":
+            return self._past_trades(code, exchange, str(asked.get("cts_time", "")))
+        return self._book(tr, code, exchange)
 
     def _masters(self, market: str) -> list[dict[str, str]]:
         rows = self._capture.entries(self._stocks.values(), self.ended)
@@ -192,28 +196,56 @@ class LsRest:
 
     def _last_book(self, stock: Stock, exchange: str) -> tuple[Frame, str] | None:
         """Return the last frame of a stock's book at an exchange (K, N, U), and the exchange."""
-        letter = {"K": "", "N": "N", "U": "U"}.get(exchange)
-        script = self._capture.script
-        for tr in BOOKS:
-            if letter is None or (tr[0] if tr in PADDED else "") != letter:
-                continue
+        played = self._played(BOOKS, stock, exchange)
+        return (played[-1], exchange) if played else None
+
+    def _past_trades(self, code: str, exchange: str, cursor: str) -> Mapping[str, object]:
+        """Return a page of the trades that were played, sent or not, newest first.
+
+        cursor  time of the oldest row of the page before, and four digits
+        """
+        stock = self._stocks.get(code)
+        frames = self._played(TRADES, stock, exchange) if stock is not None else []
+        before = [frame for frame in reversed(frames) if not cursor or frame.clock < cursor[:6]]
+        page = before[:PAGE_ROWS]
+        if not page:
+            return {}
+        oldest = f"{page[-1].clock}0001" if len(before) > len(page) else ""
+        return {
+            "t8454OutBlock": {"cts_time": oldest, "ex_shcode": _LETTERS[exchange] + code},
+            "t8454OutBlock1": [_row(frame) for frame in page],
+        }
+
+    def _played(self, trs: Collection[str], stock: Stock, exchange: str) -> list[Frame]:
+        """Return the frames of some TRs about a stock at an exchange up to the present point, in order."""
+        letter, script = _LETTERS.get(exchange), self._capture.script
+        for tr in trs:
             stream = self._stream_of.get(f"{tr}:{letter}{stock.code}")
             recorded = f"{tr}:{letter}{stock.recorded}"
-            if stream is None or recorded not in script.names:
-                continue
-            positions = script.positions[script.names.index(recorded)]
-            played = bisect.bisect_left(positions, self._play.point(stream))
-            if played:
-                return self._capture.frames[positions[played - 1]], exchange
-        return None
+            if (tr[0] if tr in PADDED else "") == letter and stream is not None and recorded in script.names:
+                positions = script.positions[script.names.index(recorded)]
+                played = bisect.bisect_left(positions, self._play.point(stream))
+                return [self._capture.frames[position] for position in positions[:played]]
+        return []
 
 
+PAGE_ROWS = 20
+_LETTERS = {"K": "", "N": "N", "U": "U"}
+_COUNTS = ("mdvolume", "mdchecnt", "msvolume", "mschecnt")
 #: exchange -> (prefix of the sizes in t1101 or t8450, prefix of those in its frames)
 _SIZES = {
     "K": (("", ""),),
     "N": (("", "none_"), ("nxt_", ""), ("unx_", "")),
     "U": (("", "krx_"), ("nxt_", "nxt_"), ("unx_", "unt_")),
 }
+
+
+def _row(frame: Frame) -> dict[str, object]:
+    """Return a trade's frame as a row of t8454."""
+    body = frame.body
+    whole = {name: _number(body.get(name, "")) for name in ("price", "change", "cvolume", "volume", *_COUNTS)}
+    texts = {name: body.get(name, "") for name in ("chetime", "sign", "exchname")}
+    return {**texts, **whole}
 
 
 def refused(code: str) -> Answer:

@@ -46,7 +46,7 @@ LIMITS: Final = Limits(
     lifetime_s=86_400.0,  # not documented: the token ends each morning
     weight_per_minute=120,  # the slowest TR that is called (t8436, 2 a second), for all of them together
     weight_header="",
-    retry_after_s=1.5,
+    refusal_s=lambda status, body: 2 if status >= 400 and code_of(body) == TOO_MANY else 0,
 )
 WS_PATH: Final = "/websocket"
 TOKEN_PATH: Final = "/oauth2/token"  # noqa: S105  (no secret)
@@ -186,8 +186,6 @@ def grant(status: int, body: bytes) -> Grant:
 def status_of(status: int, body: bytes) -> int:
     """Return what an answer means: the venue says in the body what others say by the status of HTTP."""
     code = code_of(body)
-    if code == TOO_MANY:
-        return 429
     if code in BAD_TOKEN:
         return 401
     return 400 if status == 200 and code not in ("", OK) else status
