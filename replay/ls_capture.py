@@ -56,6 +56,17 @@ class Frame(NamedTuple):
         return f"{self.tr}:{self.key}"
 
     @property
+    def code(self) -> str:
+        """Return the code of the stock it is about, "" for one about none.
+
+        NXT and unified interruptions have one key for all stocks; the code is in the body.
+        """
+        if self.tr == "JIF":
+            return ""
+        code = code_of(self.tr, self.key)
+        return code if code.strip("0") else str(self.body.get("ref_shcode", "")).strip()
+
+    @property
     def clock(self) -> str:
         """Return its time of day, "" where it has none that can be read."""
         text = str(self.body.get(TIME_FIELDS[self.tr], ""))
@@ -121,25 +132,21 @@ class LsCapture:
             assert frame is not None
             self.script.add(event.ts_recv_ns, frame.stream, event.payload)
             self.frames.append(frame)
-        self.codes = list(dict.fromkeys(self._codes()))
+        self.codes = list(filter(None, dict.fromkeys(frame.code for frame in self.frames)))
 
     def _list(self, event: Response) -> None:
         name = event.url.partition("#")[2]
         if event.status == 200 and name.startswith(("t8436", "t9945")):
             self.lists.setdefault(name, event.body)
 
-    def _codes(self) -> Iterator[str]:
-        for frame in self.frames:
-            code = code_of(frame.tr, frame.key)
-            if frame.tr != "JIF" and code.strip("0"):
-                yield code
-
     def clones(self, count: int) -> list[Clone]:
         """Return so many copies of the recorded stocks, in turn, under codes of their own."""
         named = [name.partition(":") for name in self.script.names]
+        own = {code_of(tr, key) for tr, _, key in named}
+        codes = [code for code in self.codes if code in own]
         clones: list[Clone] = []
         for number in range(count):
-            recorded, alias = self.codes[number % len(self.codes)], f"{number:04}A0"
+            recorded, alias = codes[number % len(codes)], f"{number:04}A0"
             streams = {
                 stream: f"{tr}:{key.replace(recorded, alias)}"
                 for stream, (tr, _, key) in enumerate(named)
@@ -171,9 +178,7 @@ class LsCapture:
         rows = [row for name in self.lists for row in self._rows(name, "t9945")]
         if rows:
             return any(row["shcode"] == stock.recorded and row.get("nxt_chk") == "1" for row in rows)
-        return any(
-            frame.tr in PADDED and code_of(frame.tr, frame.key) == stock.recorded for frame in self.frames
-        )
+        return any(frame.tr in PADDED and frame.code == stock.recorded for frame in self.frames)
 
     def _rows(self, name: str, tr: str) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = []
@@ -183,7 +188,7 @@ class LsCapture:
 
     def _derived(self, code: str) -> dict[str, Any]:
         """Return what frames tell: the market by the TR, the base price by a trade and its change."""
-        of_stock = [frame for frame in self.frames if code_of(frame.tr, frame.key) == code]
+        of_stock = [frame for frame in self.frames if frame.code == code]
         base = next(filter(None, map(_base_price, of_stock)), 0)
         width = base * 3 // 10
         width -= width % step_of(base)

@@ -172,9 +172,10 @@ class Trades:
                 self._count["trades_filled"] += 1
                 self._report(chain, hole, GapState.FILLED, ts_recv_ns, out)
                 return Flag.BACKFILL
+            if volume <= chain.floor:
+                return None
             if not day.begins_anew(volume):
-                if volume > chain.floor:
-                    self._count["trade_duplicates"] += 1
+                self._count["trade_duplicates"] += 1
                 return None
             self._count["trade_resets"] += 1
             lost, day.holes = day.holes, []
