@@ -30,10 +30,10 @@ KEY_LENGTH = 10  # of NXT and unified TRs
 OK, REFUSED = "00000", "10001"
 OK_TEXT, REFUSED_TEXT = "정상처리되었습니다", "정의되지 않은 TR 입니다."
 REGISTER, RELEASE = "3", "4"
-_CLOCK = re.compile(rb'("(?:%s)":")(\d{6})(")' % b"|".join(
+_CLOCK = re.compile(rb'("(?:%s)"\s*:\s*")(\d{6})(")' % b"|".join(
     {name.encode() for name in TIME_FIELDS.values() if name} | {b"nxt_time"}
 ))  # fmt: skip
-_VOLUME = re.compile(rb'("volume":")(\d+)(")')
+_VOLUME = re.compile(rb'("volume"\s*:\s*")(\d+)(")')
 _DAY_S = 86_400
 
 
