@@ -25,6 +25,8 @@ CONNECT_DEADLINE_S = 5.0
 IDLE_S = 10.0  # without a byte: ask with a ping
 PONG_DEADLINE_S = 10.0  # without an answer to it: the socket is half open
 MAX_MESSAGE_BYTES = 32 * 2**20
+#: a firewall in front of LS is said to leave handshakes without these two unanswered
+HANDSHAKE_HEADERS = {"User-Agent": "tapecast", "Accept-Language": "en"}
 KEPT_BYTES_MAX = 64 * 2**20  # of a silent connection
 
 _DATA = frozenset((WSMsgType.TEXT, WSMsgType.BINARY, WSMsgType.CONTINUATION))
@@ -75,6 +77,7 @@ class Connection(WSListener):
                     lambda: self,
                     url,
                     websocket_handshake_timeout=CONNECT_DEADLINE_S,
+                    extra_headers=HANDSHAKE_HEADERS,
                     enable_auto_ping=True,
                     auto_ping_idle_timeout=IDLE_S,
                     auto_ping_reply_timeout=PONG_DEADLINE_S,

@@ -278,7 +278,8 @@ class Link:
                 self.n_messages += 1
                 self.last_message_ns = ts_recv_ns
                 if self._host.tap is not None:
-                    self._host.tap(Received(ts_recv_ns, message, self._url, connection.number))
+                    hidden = self._shared.hide(message)
+                    self._host.tap(Received(ts_recv_ns, hidden, self._url, connection.number))
                 connection.adapter.receive(message, ts_recv_ns, batch)
         except VenueError as error:
             self._bad("bad_messages", error, ts_recv_ns)
@@ -381,4 +382,5 @@ class Link:
             self._shared.counters["encode_range"] += 1
         if now_ns - self._errors_logged_ns > ERROR_LOG_EVERY_S * 1e9:
             self._errors_logged_ns = now_ns
-            log.warning(counter, url=self._url, error=str(error), total=self._shared.counters[counter])
+            said = self._shared.hide(str(error).encode()).decode()
+            log.warning(counter, url=self._url, error=said, total=self._shared.counters[counter])

@@ -177,6 +177,8 @@ def grant(status: int, body: bytes) -> Grant:
     if status != 200:
         raise VenueError(f"token: HTTP {status} {code}, expected 200")
     reply = read_token(body)
+    if reply is None:
+        raise VenueError("token: expected an object with access_token and expires_in")
     lives_s = number(reply.expires_in, "expires_in") or number(reply.expire_in, "expire_in")
     if not reply.access_token or not lives_s:
         raise VenueError("token: expected access_token and expires_in, one of them is empty")

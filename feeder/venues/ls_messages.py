@@ -173,7 +173,15 @@ read_state = decoder(MarketState, "JIF")
 read_lists = decoder(Lists, "list of stocks")
 read_rest_book = decoder(RestBook, "t1101")
 read_past = decoder(PastTrades, "t8454")
-read_token = decoder(TokenReply, "token")
+_read_token = msgspec.json.Decoder(TokenReply).decode
+
+
+def read_token(body: bytes) -> TokenReply | None:
+    """Return the answer of the token call, None for what is none: no error may hold any of it."""
+    try:
+        return _read_token(body)
+    except DECODE_ERRORS:
+        return None
 
 
 def plain(value: Text | None) -> str:

@@ -67,6 +67,7 @@ class FakeBatch:
     def __init__(self) -> None:
         self.requests: list[Any] = []
         self.messages: list[bytes] = []
+        self.statuses: list[Any] = []
 
 
 class Stage:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from feeder.batch import VenueError
+from feeder.batch import Request, VenueError
 from feeder.fleet import Feed, Fleet
 from feeder.rest import Answer
 from feeder.roster import Roster, reassign
@@ -55,8 +55,8 @@ class Desk(Fleet):
 
     url = "http://127.0.0.1:9"
 
-    async def get(self, path: str, weight: int = 1) -> Answer:
-        if "24hr" in path:
+    async def call(self, request: Request) -> Answer:
+        if "24hr" in request.path:
             rows = [{"symbol": name, "quoteVolume": volume} for name, volume in self.volumes.items()]
             return Answer(200, {}, orjson.dumps(rows))
         return Answer(self.status, {}, orjson.dumps({"symbols": self.listed}))
@@ -225,5 +225,26 @@ def test_the_list_is_read_soon_after_the_venue_spoke_of_a_change(
         assert desk.defined[1][0] == "NEWUSDT"
         assert not desk.feed.shared.relist
         keeping.cancel()
+def test_a_halt_that_a_stream_tells_outlives_the_list(tmp_path: Path) -> None:
+    async def work(desk: Desk) -> None:
+        desk.listed = [symbol("AUSDT"), symbol("BUSDT")]
+        await desk.roster.begin()
+        desk.defined.clear()
+        first = desk.roster.instruments[0]
+        desk.feed.restate(first, InstrumentStatus.HALTED)
+        desk.feed.restate(first, InstrumentStatus.HALTED)
+        assert desk.defined == [("AUSDT", InstrumentStatus.HALTED, 2)]
+        await desk.roster.refresh()
+        assert len(desk.defined) == 1
+        desk.listed[0] = symbol("AUSDT", tick="0.01")
+        await desk.roster.refresh()
+        assert desk.defined[1:] == [("AUSDT", InstrumentStatus.HALTED, 3)]
+        desk.feed.restate(first, InstrumentStatus.ACTIVE)
+        await desk.roster.refresh()
+        assert desk.defined[2:] == [("AUSDT", InstrumentStatus.ACTIVE, 4)]
+        desk.listed = [symbol("BUSDT")]
+        await desk.roster.refresh()
+        desk.feed.restate(first, InstrumentStatus.HALTED)  # of one that is gone
+        assert desk.defined[3:] == [("AUSDT", InstrumentStatus.DELISTED, 5)]
 
     run(work, tmp_path)
