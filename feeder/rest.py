@@ -179,8 +179,9 @@ class Rest:
         self._budget.spend(request.weight, time.monotonic())
         method = "GET" if request.body is None else "POST"
         headers = dict(request.headers)
-        if self.bearer is not None and not bare:
-            headers["authorization"] = f"Bearer {self.bearer.reveal()}"
+        shown = None if bare else self.bearer
+        if shown is not None:
+            headers["authorization"] = f"Bearer {shown.reveal()}"
         private = bool(headers) or request.body is not None  # is for this address alone
         async with self._session.request(
             method, self.url + request.path, data=request.body, headers=headers, allow_redirects=not private
@@ -193,6 +194,8 @@ class Rest:
         answer = self._translated(answer)
         answer = answer._replace(status=self.status_of(answer.status, answer.body))
         self._heed(answer)
+        if answer.status == UNAUTHORIZED and shown is not None and shown is self.bearer:
+            self.refused()
         return answer
 
     def _translated(self, answer: Answer) -> Answer:
@@ -212,8 +215,6 @@ class Rest:
             seconds = float(after) if after.isascii() and after.isdigit() else 60.0
             log.warning("rest_limited", status=answer.status, retry_after_s=seconds, url=self.url)
             self._budget.close(seconds, time.monotonic())
-        elif answer.status == UNAUTHORIZED and self.bearer is not None:
-            self.refused()
 
     def _put(self, call: _Call) -> None:
         heapq.heappush(self._queue, call)

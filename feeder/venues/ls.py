@@ -307,8 +307,8 @@ class LsAdapter:
             raise VenueError(f"reply: nothing was asked about {stream!r}: {header.rsp_cd} {header.rsp_msg!r}")
         asked, about = self._open.pop(number)
         if header.rsp_cd in BAD_TOKEN:
-            self._count["token_refused"] += 1
-            self._shared.token_refused()
+            if self._token is self._shared.token:
+                self._shared.token_refused()
             if asked == REGISTER:
                 self._unauthorized.append(about)
             self._ledger.settle(number)

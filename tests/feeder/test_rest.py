@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feeder.batch import Request
+from feeder.credentials import Secret
 from feeder.rest import WINDOW_S, Answer, Rest, WeightBudget
 from feeder.venues.base import Limits
 
@@ -222,3 +223,82 @@ def test_markets_that_share_a_pool_share_the_budget() -> None:
             assert rest._budget.wait_s(1, time.monotonic()) > 55
 
     serve(handler, ask)
+
+
+def test_a_body_is_sent_by_post_with_its_headers_and_the_token() -> None:
+    seen: list[tuple[str, str, bytes, str | None, str | None]] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        headers = request.headers
+        body = await request.read()
+        seen.append((request.method, request.path, body, headers.get("tr_cd"), headers.get("authorization")))
+        return web.Response(body=b"{}")
+
+    async def ask(rest: Rest) -> None:
+        posted = Request("/x", weight=1, priority=0, key="t1", body=b"{1}", headers={"tr_cd": "t1"})
+        assert (posted.name, Request("/x", weight=1, priority=0, key="k").name) == ("/x#t1", "/x")
+        await rest.call(posted)
+        rest.bearer = Secret("tok")
+        await rest.call(posted)
+        await rest.call(posted, bare=True)
+        await rest.get("/y")
+
+    serve(handler, ask)
+    assert seen == [
+        ("POST", "/x", b"{1}", "t1", None),
+        ("POST", "/x", b"{1}", "t1", "Bearer tok"),
+        ("POST", "/x", b"{1}", "t1", None),
+        ("GET", "/y", b"", None, "Bearer tok"),
+    ]
+
+
+def test_what_is_private_follows_no_redirection() -> None:
+    seen: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        seen.append(request.path)
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async def ask(rest: Rest) -> None:
+        for request in (
+            Request("/form", weight=1, priority=0, key="", body=b"secret"),
+            Request("/key", weight=1, priority=0, key="", headers={"x-key": "secret"}),
+        ):
+            assert (await rest.call(request)).status == 307
+        rest.bearer = Secret("tok")
+        assert (await rest.get("/token")).status == 307
+
+    serve(handler, ask)
+    assert seen == ["/form", "/key", "/token"]
+
+
+def test_a_refused_token_is_told_once_and_the_call_made_again_with_the_next() -> None:
+    told: list[str] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        return web.Response(status=200 if request.headers["authorization"] == "Bearer new" else 401)
+
+    async def ask(rest: Rest) -> None:
+        def refused() -> None:
+            told.append("refused")
+            rest.bearer = Secret("new")
+
+        rest.bearer, rest.refused = Secret("old"), refused
+        requests = [Request(f"/{n}", weight=1, priority=0, key="") for n in range(3)]
+        assert [answer.status for answer in await settled(rest, *requests)] == [200] * 3
+
+    counters = serve(handler, ask)
+    assert told == ["refused"]
+    assert counters["rest_4xx"] == 0
+
+
+def test_what_an_answer_means_may_stand_in_its_body() -> None:
+    async def handler(_: web.Request) -> web.Response:
+        return web.Response(body=b"bad")
+
+    async def ask(rest: Rest) -> None:
+        rest.status_of = lambda status, body: 400 if body == b"bad" else status
+        (answer,) = await settled(rest, Request("/x", weight=1, priority=0, key=""))
+        assert answer.status == 400
+
+    assert serve(handler, ask) == {"rest_4xx": 1}
