@@ -25,7 +25,7 @@ from recording import Event, Head, Received, Writer, captures_in, new_folder
 log = structlog.get_logger()
 
 SEGMENT_BYTES = 64 * 2**20
-STICKY = ("exchangeInfo", "get_instruments")
+STICKY = ("exchangeInfo", "get_instruments", "#t8436:0", "#t9945:1", "#t9945:2")
 OVERLAP_NS = 10 * NS_PER_S  # of two connections at a hand-over
 SNAPSHOTS_EVERY_S = 1800.0
 

@@ -28,8 +28,9 @@ class Writer:
     retain_bytes   closed segments are removed, oldest first, until the others have no more; 0: all stay
     earlier        folders of captures whose segments count too and go first (`store.captures_in` lists them)
     level          of zstd
-    sticky         ends of the URL paths of REST answers that each segment repeats at its head, so that those
-                   before it can be removed: instrument lists. The Configuration is always repeated
+    sticky         ends of the URL paths of REST answers (with what names a POST behind its #) that each segment
+                   repeats at its head, so that those before it can be removed: instrument lists. The
+                   Configuration is always repeated
     block_bytes    content of a block; fewer where `flush` comes before
     queue_bytes    may wait for the disk; beyond, records are dropped and a Gap stands in their place
     on_rotate      called with a new segment's number: books need snapshots there, too
@@ -165,7 +166,9 @@ class Writer:
     def _is_sticky(self, event: Response | Configuration) -> bool:
         if isinstance(event, Configuration):
             return True
-        return event.status < 400 and urlsplit(event.url).path.endswith(self._sticky)
+        parts = urlsplit(event.url)
+        call = f"{parts.path}#{parts.fragment}" if parts.fragment else parts.path
+        return event.status < 400 and call.endswith(self._sticky)
 
     def _hand_over(self) -> bool:
         """Put the block into the queue and begin a new one; return False where the queue is full."""

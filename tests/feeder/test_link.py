@@ -180,6 +180,23 @@ def test_it_subscribes_and_hands_on_whole_messages() -> None:
     asyncio.run(main())
 
 
+def test_a_handshake_says_who_asks_and_in_which_language() -> None:
+    """A firewall in front of one venue is said to leave others without an answer."""
+    asked: list[bytes] = []
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+
+    async def main() -> None:
+        async with served(handler):
+            await until(lambda: bool(asked))
+        lines = asked[0].lower().split(b"\r\n")
+        assert b"user-agent: tapecast" in lines
+        assert b"accept-language: en" in lines
+
+    asyncio.run(main())
+
+
 def test_a_bad_message_costs_itself_alone() -> None:
     async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await shake_hands(reader, writer)

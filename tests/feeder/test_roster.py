@@ -225,6 +225,10 @@ def test_the_list_is_read_soon_after_the_venue_spoke_of_a_change(
         assert desk.defined[1][0] == "NEWUSDT"
         assert not desk.feed.shared.relist
         keeping.cancel()
+
+    run(work, tmp_path)
+
+
 def test_a_halt_that_a_stream_tells_outlives_the_list(tmp_path: Path) -> None:
     async def work(desk: Desk) -> None:
         desk.listed = [symbol("AUSDT"), symbol("BUSDT")]

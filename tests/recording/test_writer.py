@@ -361,3 +361,18 @@ def test_what_was_flushed_survives_kill_9(
     assert {path: path.read_bytes() for path in before} == before
     numbers = [int(path.stem) for path in segments_in(folder)]
     assert all(second == first + 1 for first, second in pairwise(numbers))
+
+
+def test_a_post_is_sticky_by_what_names_it(tmp_path: Path) -> None:
+    events: list[Event] = [
+        Response(1, "https://a/stock#t8436:0", b"list"),
+        Response(2, "https://a/stock#t1101:1", b"book"),
+        Received(3, b"x", "wss://a", 1),
+    ]
+    with Writer(tmp_path, HEAD, segment_bytes=1, block_bytes=1, sticky=("#t8436:0",)) as writer:
+        for event in events:
+            writer.append(event)
+            writer.flush()
+    for path in segments_in(tmp_path)[:-1]:
+        path.unlink()
+    assert [event for event in read(tmp_path) if not isinstance(event, Gap)] == [events[0], events[2]]
