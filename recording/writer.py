@@ -28,9 +28,9 @@ class Writer:
     retain_bytes   closed segments are removed, oldest first, until the others have no more; 0: all stay
     earlier        folders of captures whose segments count too and go first (`store.captures_in` lists them)
     level          of zstd
-    sticky         ends of the URL paths of REST answers (with what names a POST behind its #) that each segment
-                   repeats at its head, so that those before it can be removed: instrument lists. The
-                   Configuration is always repeated
+    sticky         ends of the URL paths of REST answers, with what names a POST behind its #, that each
+                   segment repeats at its head, so that those before it can be removed: instrument lists.
+                   The Configuration is always repeated
     block_bytes    content of a block; fewer where `flush` comes before
     queue_bytes    may wait for the disk; beyond, records are dropped and a Gap stands in their place
     on_rotate      called with a new segment's number: books need snapshots there, too
