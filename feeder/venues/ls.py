@@ -44,15 +44,13 @@ from feeder.venues.ls_messages import (
 from feeder.venues.ls_sessions import (
     BREAKERS,
     BREAKERS_OVER,
+    PHASES,
     Exchange,
     Markets,
     Phase,
     event_ns,
     korean_day,
     trades,
-)
-from feeder.venues.ls_sessions import (
-    STATES as PHASES,
 )
 from feeder.venues.ls_trades import Chain, Day, Trades
 from feeder.venues.watch import Silence, Watch, Watchdog
@@ -350,7 +348,7 @@ class LsAdapter:
         if symbol in self._instruments:
             kept = self._kept[symbol]
             if told.active != bool(kept.halted_ns):
-                kept.halted_ns = ts_recv_ns if told.active else 0
+                kept.halted_ns = max(1, ts_recv_ns) if told.active else 0
                 self._restate(symbol, out)
 
     def _end_interruptions(self, now_ns: int, out: Batch) -> None:

@@ -57,7 +57,7 @@ _NXT = (
 )
 
 #: `jstatus` -> what it begins. Countdowns before an opening or closing auction ends say that it goes on.
-STATES: Final[Mapping[str, Phase]] = {
+PHASES: Final[Mapping[str, Phase]] = {
     **dict.fromkeys(("11", "25", "24", "23", "22", "31", "44", "43", "42"), Phase.AUCTION),
     **dict.fromkeys(("A2", "A3", "A4", "A5", "B2", "B3", "B4", "B5"), Phase.CLOSED),
     **dict.fromkeys(("21", "55", "56", "C2", "C3", "C4", "D2", "D3", "D4"), Phase.OPEN),
@@ -145,8 +145,8 @@ class Markets:
     def hear(self, exchange: Exchange, status: str, now_ns: int) -> None:
         """Take what the venue says of an exchange; a status that is none of a session changes nothing."""
         self._new_day(now_ns)
-        if status in STATES:
-            self._said[exchange] = STATES[status]
+        if status in PHASES:
+            self._said[exchange] = PHASES[status]
         elif status == CLOSING_PRICE_ENDS:
             self._said.pop(exchange, None)
 

@@ -6,7 +6,7 @@ import pytest
 
 from feeder.venues.ls_sessions import (
     AFTER_MARKET,
-    STATES,
+    PHASES,
     Exchange,
     Markets,
     Phase,
@@ -120,7 +120,7 @@ def test_after_the_closing_price_session_the_clock_tells_again() -> None:
 )  # fmt: skip
 def test_states_are_those_of_the_portal(status: str, phase: Phase) -> None:
     """22 to 25 count down to the open, 42 to 44 to the close: some clients have them the other way round."""
-    assert STATES[status] == phase
+    assert PHASES[status] == phase
 
 
 @pytest.mark.parametrize("status", ["64", "65", "66", "67", "99", ""])
