@@ -25,6 +25,8 @@ from feeder.columns import lazily_zeroed
 from feeder.framing import DONE, NEED_ROOM, WRITER, frame_batch
 from feeder.login import STAND_IN_CREDENTIALS
 from feeder.markets import fed_venues, markets_of, speaking
+from feeder.quality import Quality
+from feeder.quality_settings import QualitySettings
 from feeder.settings import VenueSettings
 from feeder.venues.base import Adapter, Market, Shared, TokenMarket
 from market_types.configuration import load
@@ -59,6 +61,10 @@ class Desk:
 
     def __init__(self, venue: Venue, marks: Flag, session_id: int, max_datagram: int) -> None:
         self.batch = Batch(lambda _: self._frame())
+        #: keeps the books that quotes are taken from where a venue sends none
+        self._quality = Quality(
+            QualitySettings(), Counter(), self.batch.alert, live=False, speed_one=False
+        )  # fmt: skip
         self._now_ns = 0
         self._out: list[Item] = []
         self._segment = np.zeros(SEGMENT_BYTES, np.uint8)
@@ -76,6 +82,7 @@ class Desk:
         writer = self._state[0]
         writer["channel_of"][instrument.number] = instrument.channel
         writer["kind_of"][instrument.number] = instrument.kind
+        self._quality.define(instrument)
         payload, count = encode(MsgType.INSTRUMENT_DEF, root, strings=strings)
         self.batch.encoded(MsgType.INSTRUMENT_DEF, payload, count, now_ns, instrument)
 
@@ -88,6 +95,7 @@ class Desk:
         return out
 
     def _frame(self) -> None:
+        self._quality.inspect(self.batch)
         writer, status = self._state[0], NEED_ROOM
         while status != DONE:
             status = frame_batch(self.batch.block, self._state, self._segment, self._now_ns)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+import tapecast
+
 
 def last_books(path: Path) -> dict[str, tuple[Any, Any]]:
     """Return the last whole book of each code, without the project's readers."""
@@ -57,3 +59,16 @@ def test_a_recording_s_books_by_tape(stage: Any, recordings: Path, venue: str, n
         assert told[code]["valid"]
         for key, levels in zip(("bids", "asks"), sides, strict=True):
             assert [(Decimal(px), Decimal(qty)) for px, qty in told[code][key]] == levels
+
+
+def test_a_capture_read_in_this_process_has_quotes_from_its_books_alone(recordings: Path) -> None:
+    path = recordings / "upbit/20210417_UPBIT.ws.62.0.gz"
+    books = tapecast.recording(path)
+    last = {entry["symbol"]: entry for entry in books if entry["type"] == "bbo"}
+    expected = last_books(path)
+    assert last.keys() == expected.keys()
+    for code, (bids, asks) in expected.items():
+        quote = last[code]
+        assert (quote["bid_px"], quote["bid_qty"], quote["ask_px"], quote["ask_qty"]) == (*bids[0], *asks[0])
+    invalid = tapecast.recording(recordings / "bithumb/20210601_BITHUMB.ws.1.0.gz")
+    assert "bbo" not in {entry["type"] for entry in invalid}  # deltas without a snapshot make no book
