@@ -4,7 +4,6 @@ The demo is a subscriber like any other; feeder and keeper are its children, on 
 their own, so that it can run beside production.
 """
 
-import ctypes
 import os
 import random
 import shutil
@@ -24,6 +23,7 @@ import orjson
 
 from feeder.warmth import warm_up as warm_up_feeder
 from market_types.enums import Flag, MsgType
+from market_types.processes import dies_with_parent
 from market_types.venues import VENUES
 from recording import CaptureError, open_capture
 from tapecast import captures
@@ -48,7 +48,6 @@ REFRESH_S = 0.2
 AGREED_SHARE = 0.99
 DEFAULT_RECORDING = "binance_usdm/20210722_BINANCE_FUTURES.ws.1.0.gz"
 OWN_PORTS = ("PORT_CRYPTO", "SPIN_CRYPTO", "RECOVERY_PORT_CRYPTO", "RECOVERY_PORT_STOCKS")
-PR_SET_PDEATHSIG = 1
 
 HOW_TO_GET_ONE = """\
 No venue answered, no recording was found, and the sample could not be fetched. Get one in either way:
@@ -318,7 +317,7 @@ def _start(words: Sequence[str], environ: dict[str, str], sink: BinaryIO) -> "su
     return subprocess.Popen(  # noqa: S603  (our own command)
         [sys.executable, "-P", "-m", "tapecast", *words],
         env=environ, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink,
-        preexec_fn=_die_with_parent,  # noqa: PLW1509  (this process has one thread)
+        preexec_fn=dies_with_parent(signal.SIGTERM),  # noqa: PLW1509  (this process has one thread)
     )  # fmt: skip
 
 
@@ -333,10 +332,6 @@ def _free_port() -> int:
             except OSError:
                 continue
             return port
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end(feeder: "subprocess.Popen[bytes]") -> None:

@@ -1,7 +1,6 @@
 """The processes that a benchmark runs side by side, measured from outside, in places of their own."""
 
 import contextlib
-import ctypes
 import os
 import selectors
 import shutil
@@ -18,13 +17,13 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from market_types.processes import dies_with_parent
 from tapecast.bench.figures import BenchError
 
 READY_S = 60.0
 QUIET_NS = 1_000_000  # of CPU in QUIET_S: a process that has nothing to do but beat
 QUIET_S = 0.1
 SETTLED_S = 10.0
-PR_SET_PDEATHSIG = 1
 CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: the CPU time of all threads of a process
 START = b"POST /_tapecast/start"
 
@@ -88,7 +87,8 @@ class Child:
             self._process = subprocess.Popen(  # noqa: S603  (our own programs)
                 [*place.prefix, sys.executable, "-P", "-m", *map(str, words)],
                 env=dict(place.environ), cwd=place.folder, stdin=subprocess.DEVNULL, stdout=stdout,
-                stderr=said, preexec_fn=_die_with_parent,  # noqa: PLW1509  (this process has one thread)
+                stderr=said,
+                preexec_fn=dies_with_parent(signal.SIGKILL),  # noqa: PLW1509  (this process has one thread)
             )  # fmt: skip
         self.stdout = self._process.stdout
 
@@ -246,7 +246,3 @@ def _free_port() -> int:
         probe.bind(("", 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
