@@ -190,7 +190,7 @@ def joins(bench: Bench) -> Result:
     result = Result("joins", "late joins under load, 5 % lost on every link", FORM, bench.seed)
     pick = random.Random(bench.seed)
     whole = ((FEW_LEVELS, 300), (SHALLOW, 350), (DEEP, 350))
-    for source, n in whole if bench.long else ((SHALLOW, 10),):
+    for source, n in whole if bench.long else ((SHALLOW, 5),):
         _join_some(result, bench.stock, source, n, pick)
     return result
 
