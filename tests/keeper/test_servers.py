@@ -303,7 +303,7 @@ def test_the_state_loop_is_heard_on_its_groups(
     groups = {channel: group_address(wire.group_spin, channel) for channel in made.frames}
     receiver = GroupReceiver(groups, wire.spin_crypto, wire.interface)
     marks: Counter[int] = Counter()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while len(marks) < len(groups) or min(marks.values()) < 2:
         keeper.turn(0.001)
         for channel, datagram, _ in receiver.receive(1000, 0):
@@ -336,7 +336,7 @@ def test_garbage_closes_the_connection_and_no_other(
     heard(feed().play(20))
     bad, good = connect(), connect()
     bad.send(data)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while not bad.over and data != b"\xfe":
         bad.pull()
         assert time.monotonic() < deadline
@@ -349,7 +349,7 @@ def test_connections_are_bounded(keeper: Keeper, connect: Callable[[], Stream]) 
     for _ in range(MAX_CONNECTIONS + 6):
         streams.append(connect())
         keeper.turn(0)
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while sum(stream.over for stream in streams) < 6:
         for stream in streams:
             stream.pull()

@@ -79,13 +79,13 @@ def test_a_clone_s_book_can_be_joined_from_its_snapshot(run: Run) -> None:
                 joined += await _joins(stand, client, symbol)
         assert joined == 9
 
-    run(scenario, alias=9, speed=30)
+    run(scenario, alias=9, speed=5)
 
 
 async def _joins(stand: Any, client: ClientConnection, symbol: str) -> bool:
     await stand.start()
     buffered = [orjson.loads(await client.recv()) for _ in range(3)]
-    for _ in range(3):
+    for _ in range(10):
         status, depth, _ = await stand.get(f"/fapi/v1/depth?symbol={symbol}&limit=1000")
         assert status == 200
         buffered += [orjson.loads(await client.recv()) for _ in range(3)]

@@ -111,7 +111,7 @@ def test_pacing(run: Run, small: Path) -> None:
                     if len(arrivals) == 300:
                         break
         late_ms = sorted((arrival - due) / 1e6 for arrival, due in zip(arrivals, expected, strict=True))
-        assert late_ms[0] > -3  # never much too early
+        assert late_ms[0] > -50  # as early as our own clock was read late
         assert abs(late_ms[len(late_ms) // 2]) < 20  # 1 to 2 on a machine that does nothing else
 
     run(scenario, speed=10)

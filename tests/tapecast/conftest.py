@@ -31,7 +31,7 @@ class Process:
     def err(self) -> str:
         return self.err_path.read_text()
 
-    def wait_for(self, text: str, timeout_s: float = 60.0) -> None:
+    def wait_for(self, text: str, timeout_s: float = 120.0) -> None:
         """Wait until stderr or stdout holds `text`."""
         import time
 
@@ -41,7 +41,7 @@ class Process:
             assert self.popen.poll() is None, f"ended with {self.popen.returncode}:\n{self.err[-3000:]}"
             time.sleep(0.02)
 
-    def end(self, timeout_s: float = 90.0) -> int:
+    def end(self, timeout_s: float = 180.0) -> int:
         """Wait for the end and return the exit code."""
         return self.popen.wait(timeout=timeout_s)
 

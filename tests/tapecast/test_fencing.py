@@ -24,7 +24,7 @@ def test_of_two_feeders_the_older_gives_way_and_returns_with_a_greater_session(
         "listen", "--venue", "binance", "--allow", "replay", "--json", "--types", "trade,bbo"
     )
     first = stage.start(*words)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not listener.out:
         assert time.monotonic() < deadline, first.err
         time.sleep(0.05)

@@ -133,7 +133,7 @@ class Scene:
     def tokens(self) -> Any:
         return self.server.standin.tokens  # type: ignore[attr-defined]
 
-    async def until(self, done: Callable[[], object], seconds: float = 8.0) -> None:
+    async def until(self, done: Callable[[], object], seconds: float = 60.0) -> None:
         """Let time pass, ticks included, until something is so."""
         deadline_s = time.monotonic() + seconds
         while not done():

@@ -35,7 +35,7 @@ def test_the_cpu_of_a_child_is_its_own(place: Place) -> None:
     )
     environ = {**place.environ, "PYTHONPATH": str(place.folder)}
     with Child(["busy"], Place(place.folder, place.shm, place.port, environ)) as child:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while child.cpu_ns() < 0.2e9:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -47,7 +47,7 @@ def test_the_cpu_of_a_child_is_its_own(place: Place) -> None:
 
 def test_a_child_that_ends_is_told_with_its_last_words(place: Place) -> None:
     with Child(["nothing_of_that_name", "word"], place) as child:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while child.alive:
             assert time.monotonic() < deadline
             time.sleep(0.01)
