@@ -22,6 +22,7 @@ _NS_PER_MS = 1_000_000
 _NS_PER_S = 1_000_000_000
 _FIRST_SLOTS = 64
 _NO_LAG = 2**63 - 1
+_WORDS: dict[int, str | int] = {int(kind): kind.word for kind in MarketKind}  # a tape may tell of other kinds
 
 
 class Quality:
@@ -111,7 +112,7 @@ class Quality:
     def _field(self, check: Check, number: int, price: int, other: int, exp: int) -> str:
         """Return what an alert says."""
         instrument = self._defined[number]
-        where = f"symbol={instrument.symbol} kind={instrument.kind.word}"
+        where = f"symbol={instrument.symbol} kind={_WORDS.get(instrument.kind, int(instrument.kind))}"
         if check == Check.STALE_BOOK:
             return f"{where} behind_ms={other // _NS_PER_MS}"
         if check == Check.REFUSED_BOOK:

@@ -84,7 +84,14 @@ def decimal_depth(answer: dict[str, Any]) -> tuple[Any, ...]:
     return (answer["lastUpdateId"], *sides)
 
 
-@pytest.mark.parametrize("name", CAPTURES)
+#: the great ones, of which one is in the quick suite
+LONG = [name for name in CAPTURES if "-btc" in name or "-eth" in name]
+LONG.remove("usdm-btc-08")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in CAPTURES]
+)
 def test_every_capture(recordings: Path, name: str) -> None:
     capture = open_capture([recordings / file for file in CAPTURES[name]])
     standin: Any = stand_in_of(capture, 0, 0)

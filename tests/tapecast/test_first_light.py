@@ -94,7 +94,11 @@ BOOKS = ("books", "--json", "--levels", "0", "--until-done", "--allow", "replay"
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if "eth" in name else name for name in CAPTURES]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if "eth" in name or "0718" in name else name
+        for name in CAPTURES
+    ],
 )
 def test_every_recording_s_book_arrives_whole_by_multicast_and_by_tape(
     stage: Any, recordings: Path, name: str

@@ -213,12 +213,26 @@ SPOT, COINM = SMALL[1:]
     [
         (SPOT, 'do = "close"\nat_s = 8\nstream = "*"', ""),
         (SPOT, 'do = "skip"\nat_message = 300\nstream = "*@depth*"', "depth_gaps"),
-        (SPOT, 'do = "reorder"\nat_message = 300\nstream = "*@depth*"', ""),
+        pytest.param(
+            *(SPOT, 'do = "reorder"\nat_message = 300\nstream = "*@depth*"', ""), marks=pytest.mark.long
+        ),
         (SPOT, 'do = "429"\nat_s = 0\nseconds = 3', "rest_429"),
-        (SPOT, 'do = "oversize"\nat_message = 20\nstream = "*@bookTicker"', ""),
+        pytest.param(
+            *(SPOT, 'do = "oversize"\nat_message = 20\nstream = "*@bookTicker"', ""), marks=pytest.mark.long
+        ),
         (COINM, 'do = "stall"\nat_s = 5\nseconds = 2\nstream = "*"', ""),
-        (COINM, 'do = "duplicate"\nat_message = 900\ncount = 3\nstream = "*@depth*"', "depth_duplicates"),
-        (COINM, 'do = "garbage"\nat_message = 50\ncount = 5\nstream = "*@bookTicker"', "bad_messages"),
+        pytest.param(
+            *(
+                COINM,
+                'do = "duplicate"\nat_message = 900\ncount = 3\nstream = "*@depth*"',
+                "depth_duplicates",
+            ),
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            *(COINM, 'do = "garbage"\nat_message = 50\ncount = 5\nstream = "*@bookTicker"', "bad_messages"),
+            marks=pytest.mark.long,
+        ),
         (COINM, 'do = "418"\nat_s = 0\nseconds = 2', "rest_418"),
         (COINM, 'do = "unauthorized"\nat_s = 0\ncount = 2', "connect_failures"),
     ],
