@@ -7,7 +7,7 @@ from random import Random, SystemRandom
 
 from market_types.enums import SOURCE_MARKS, Flag, MsgType
 from udp_protocol.frame import Frame, FrameError
-from udp_protocol.ordering import NS_PER_MS, Item
+from udp_protocol.ordering import NS_PER_MS, NS_PER_S, Item
 from udp_protocol.receiver import Receiver
 from udp_protocol.retransmission import Answer, Status, live_request, parse_answer, request, state_request
 from udp_protocol.sequencing import ChannelSequencer
@@ -41,6 +41,7 @@ class LiveStream:
         self._lines = {channel: _Line(sequencer) for channel, sequencer in receiver.channels.items()}
         self._random = random or SystemRandom()
         self._marks = list(_mark_sets(SOURCE_MARKS & allow))
+        self._came_s = 0  # Unix time of the first look, 0 = none yet
         self._asked: dict[int, tuple[int, bool]] = {}  # channel, and whether for live frames, by request_id
 
     def connected(self) -> None:
@@ -52,6 +53,7 @@ class LiveStream:
 
     def poll(self, now_ns: int, wall_ns: int, live: list[bytes], states: list[bytes]) -> None:
         """Append what is to be sent now, on the live connection and on the one for requests."""
+        self._came_s = self._came_s or wall_ns // NS_PER_S
         for channel, line in self._lines.items():
             if line.flowing or now_ns < line.due_ns:
                 continue
@@ -103,9 +105,11 @@ class LiveStream:
         elif answer.status == Status.UNKNOWN:
             line.was_empty = True
         elif answer.status == Status.OK and answer.session and not line.sequencer.session:
-            first = 1 if line.was_empty and not answer.ended else answer.last_avail + 1
+            # a short session may be over before we hear of it: it is ours if it began after we came
+            ours = line.was_empty and (not answer.ended or answer.session >= self._came_s)
+            first = 1 if ours else answer.last_avail + 1
             line.sequencer.switch(answer.session, first, now_ns, out)
-            line.sequencer.born_ended = answer.ended
+            line.sequencer.born_ended = answer.ended and not ours
             self._flow(line, answer.session, first, wall_s * 1000 * NS_PER_MS, live, states)
 
     def _flow(

@@ -37,7 +37,8 @@ def test_by_tcp_comes_what_comes_by_multicast(
         "--replay", recordings / "binance_usdm" / "20210722_BINANCE_FUTURES.ws.1.0.gz", "--speed", "max",
         "--exit-at-end",
     )  # fmt: skip
-    assert [process.end() for process in heard] == [0, 0]
+    codes = [process.end() for process in heard]
+    assert codes == [0, 0], [process.err[-2000:] for process in (*heard, keeper)]
     by_tcp, by_multicast = (sorted(process.out.splitlines()) for process in heard)
     assert len(by_tcp) > 10_000
     assert by_tcp == by_multicast
