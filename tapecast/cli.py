@@ -514,7 +514,7 @@ def chaos(
     faults
         TOML file of what each link does: one run behind these faults instead.
     long
-        The whole forms: a million frames, a thousand joins, twenty kills.
+        The whole forms: a million frames, a thousand joins.
     times
         How many kills, or mutated datagrams; 0: as many as the form says.
     json

@@ -1,4 +1,4 @@
-"""Every venue at once on one machine, against their stand-ins: minutes, run by bin/soak."""
+"""Every venue at once on one machine, against their stand-ins."""
 
 import os
 import re
@@ -7,15 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from feeder.markets import fed_venues
 from market_types.venues import CRYPTO_TEXT_CHANNEL, STOCKS_TEXT_CHANNEL, VENUES
 from udp_protocol.datagram import walk
 from udp_protocol.multicast import GroupReceiver, group_address
 from udp_protocol.tape_follower import TapeFollower
-
-pytestmark = pytest.mark.long
 
 #: what each venue's stand-in plays
 CAPTURES = {
@@ -69,9 +65,7 @@ def test_all_venues_at_once_and_one_that_is_killed(stage: Any, recordings: Path)
     while not all_up():
         assert time.monotonic() < deadline, f"{links}\n{up.err[-3000:]}"
         listen(1.0)
-    followers = {
-        name: TapeFollower(stage.shm, f"{name}.{'sim' if name == 'ls' else 'replay'}") for name in CAPTURES
-    }
+    followers = {name: TapeFollower(stage.shm, f"{name}.replay") for name in CAPTURES}
     (pid,) = re.findall(rf"{KILLED} +\| info up started, process (\d+)", up.err)
     os.kill(int(pid), signal.SIGKILL)
     up.wait_for("ended by SIGKILL")
