@@ -69,6 +69,7 @@ def test_all_venues_at_once_and_one_that_is_killed(stage: Any, recordings: Path)
     (pid,) = re.findall(rf"{KILLED} +\| info up started, process (\d+)", up.err)
     os.kill(int(pid), signal.SIGKILL)
     up.wait_for("ended by SIGKILL")
+    listen(1.0)  # what it said before
     links.pop(KILLED)
     deadline = time.monotonic() + 120
     while not all_up():
