@@ -22,7 +22,7 @@ CUT_S: Final = 1.0
 def hosts(bench: Bench) -> Result:
     """Cut link A, then link B, between two hosts."""
     result = Result("two-hosts", "link A cut for 1 s, then link B, between two namespaces", FORM, bench.seed)
-    with two_hosts() as (near, far), staged(bench, per_s=4_000, relayed=False) as stage:
+    with two_hosts() as (near, far), staged(bench, per_s=1_500, relayed=False) as stage:
         _move(stage, near, far)
         stage.keeper(TAPECAST__KEEPER__ALLOW='["10.77.0.0/16"]')
         consumer = stage.consumer()
