@@ -276,7 +276,7 @@ def test_no_header_anywhere_with_aliases(run: Run) -> None:
 
 
 def test_throughput_to_one_reader(run: Run, recordings: Path) -> None:
-    """A floor far below what was measured (650,000/s): on a quiet machine."""
+    """A floor far below what was measured (650,000/s): the design asks for 30,000/s."""
 
     async def scenario(stand: Any) -> float:
         reader, writer = await stand.connect_raw("/public/ws/" + "/".join(stand.streams))
@@ -289,7 +289,7 @@ def test_throughput_to_one_reader(run: Run, recordings: Path) -> None:
         return float(stand.server.messages / seconds)
 
     rate = run(scenario, paths=[recordings / "binance_usdm/hftb_btcusdt_20240808.jsonl.gz"])
-    assert rate > 10_000
+    assert rate > 30_000
 
 
 def test_the_limits_are_the_documented_ones() -> None:
