@@ -56,6 +56,7 @@ class Runner(Fleet):
         self._levels_max = levels_max
         self._waiting = 0  # messages since the last wake-up
         self._pacer = Pacer(paced, publisher.frames, time.monotonic_ns())
+        self._pause: asyncio.TimerHandle | None = None  # its end
         self._beat_timer: asyncio.TimerHandle | None = None
         self._beat_due_ns = 0
         self._messages_then = 0
@@ -111,11 +112,18 @@ class Runner(Fleet):
             self._schedule_beat(self._publisher.next_beat_ns)
         behind_s = self._pacer.behind_s(self._publisher.frames, time.monotonic_ns())
         if behind_s:
-            for link in self.links:
-                link.pause()
-            self._loop.call_later(behind_s, self._go_on)
+            self._hold(behind_s)
+
+    def _hold(self, seconds: float) -> None:
+        """Read nothing for so long from now on: what is still in hand makes a pause longer, never shorter."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._pause = self._loop.call_later(seconds, self._go_on)
+        for link in self.links:
+            link.pause()
 
     def _go_on(self) -> None:
+        self._pause = None
         for link in self.links:
             link.resume()
 

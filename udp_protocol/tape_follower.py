@@ -254,7 +254,6 @@ class TapeFollower:
         now_ns = time.monotonic_ns()
         if now_ns < self._look_ns or not self.writer_silent(now_ns):
             return 0
-        self._look_ns = now_ns + LOOK_NS
         for session in sessions_of(self._folder):
             if session > max(self.session, self._dead):
                 return session
@@ -264,6 +263,7 @@ class TapeFollower:
                 and _is_fresh(self._pulse_of(session), now_ns)
             ):
                 return session
+        self._look_ns = now_ns + LOOK_NS  # where there is a session, there may be one more
         return 0
 
     def _enter(self, session: int) -> None:

@@ -1,4 +1,4 @@
-"""Every venue at once on one machine, against their stand-ins: twenty processes, run by bin/soak."""
+"""Every venue at once on one machine, against their stand-ins: twenty processes."""
 
 import os
 import re
@@ -7,15 +7,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from feeder.markets import fed_venues
 from market_types.venues import CRYPTO_TEXT_CHANNEL, STOCKS_TEXT_CHANNEL, VENUES
 from udp_protocol.datagram import walk
 from udp_protocol.multicast import GroupReceiver, group_address
 from udp_protocol.tape_follower import TapeFollower
-
-pytestmark = pytest.mark.long
 
 #: what each venue's stand-in plays
 CAPTURES = {

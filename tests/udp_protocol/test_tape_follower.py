@@ -128,6 +128,19 @@ def test_sessions_follow_each_other_and_none_is_cut_short(folder: TapeFolder, ba
     assert follower.lapped == []
 
 
+def test_sessions_that_are_over_are_read_without_waiting_between_them(
+    folder: TapeFolder, base: Path
+) -> None:
+    """A look that found a session is no reason to wait before the next one."""
+    for session in (7, 8, 9):
+        tape = open_session(folder, session, n_segments=100)
+        write(tape, 1, 2)
+        tape.close()
+    follower = TapeFollower(base, "w")
+    assert [session for session, _ in follower.poll()] == [7, 7, 8, 8, 9, 9]
+    assert follower.poll() == []
+
+
 def test_what_comes_while_a_new_session_is_looked_for_is_read(
     folder: TapeFolder, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
