@@ -25,7 +25,8 @@ from udp_protocol.tape_follower import TapeFollower
 
 TICK_NS = 20_000_000
 BUSY_S = 0.001  # while something is missing
-BATCH_LIMIT = 512
+BATCH_LIMIT = 512  # records of a tape
+TURN_LIMIT = 32  # datagrams of a socket in one go: what is missing is to be asked for within milliseconds
 TAPE_SLEEP_S = 200e-6
 MAX_WAITING = 1_024  # requests for state, while no keeper answers
 
@@ -142,15 +143,16 @@ class MulticastSource:
         self._epoll.poll(min(timeout_s, BUSY_S if busy else TICK_NS / NS_PER_S))
         now_ns, wall_ns = time.monotonic_ns(), time.time_ns()
         for line, sockets in self._lines:
-            for channel, data, (host, _) in sockets.receive(limit=BATCH_LIMIT, timeout_s=0):
+            for channel, data, (host, _) in sockets.receive(limit=TURN_LIMIT, timeout_s=0):
                 accepted = self._receiver.datagram(
                     channel, data, now_ns, wall_ns // NS_PER_S, out, line=line, source=host
                 )
                 if accepted and channel not in self._client_of:
                     self._adopt(channel, host)
         for sockets in self._spins:
-            for channel, data, (host, _) in sockets.receive(limit=BATCH_LIMIT, timeout_s=0):
+            for channel, data, (host, _) in sockets.receive(limit=TURN_LIMIT, timeout_s=0):
                 self._receiver.spin(channel, data, out, source=host)
+        now_ns, wall_ns = time.monotonic_ns(), time.time_ns()  # all this took its time
         if now_ns - self._polled_ns >= NS_PER_MS:
             self._polled_ns = now_ns
             for client in self._clients.values():

@@ -13,6 +13,7 @@ from matching_engine.books import L2Books
 from tapecast.entries import TYPES, Directory, Entry, entries, lost_entry
 from tapecast.errors import UsageError
 from tapecast.joining import Joining
+from tapecast.warmth import warm_up
 from tapecast.wire import Wire, allowed, checked_source, settings_of, venues_of
 from udp_protocol.frame import Frame, FrameError
 from udp_protocol.joining import Folded, Unsynced
@@ -261,7 +262,7 @@ def subscribe(
     until_done: bool = False,
     config: str | Path | None = None,
 ) -> Subscription:
-    """Join the wire.
+    """Join the wire, when everything is compiled.
 
     venue       its name, None = all venues
     symbols     globs over the venue's text or the normalised name, none = all
@@ -276,11 +277,7 @@ def subscribe(
         if isinstance(value, str):
             raise UsageError(f"{name}: {value!r}, expected several of them, such as ({value!r},)")
     settings = settings_of(Path(config) if config is not None else None, os.environ)
-    wire = Wire(
-        venues_of(venue),
-        settings,
-        allow=allowed(allow),
-        via=checked_source(via),
-        environ=os.environ,
-    )
+    venues, marks, via = venues_of(venue), allowed(allow), checked_source(via)
+    warm_up()
+    wire = Wire(venues, settings, allow=marks, via=via, environ=os.environ)
     return Subscription(wire, symbols=symbols, types=types, until_done=until_done)

@@ -91,6 +91,10 @@ class _Asking:
         self.states: list[int] = []  # symbol_ids whose state is wanted, 0 = all
 
 
+def _asks_numbers(sequencer: ChannelSequencer) -> bool:
+    return sequencer.asks_current is not None or sequencer.asks_last
+
+
 class Recovery:
     """Asks one server on behalf of channels, and hands its answers to their sequencers.
 
@@ -98,7 +102,6 @@ class Recovery:
     policy    the seal that answers by UDP must carry
     random    jitter and request ids
     health    shared with the sequencers
-    busy      something is missing or asked for: poll every millisecond, else every 20
     times     from noticing that a number is missing to its frame, ns
     traffic   requests sent by `udp` and by `tcp`, requests `unsent`, times the server fell silent (`down`)
     counters  bad_answer (nobody asked for it), recovery_refused (BAD_REQUEST), and those of section 10
@@ -113,7 +116,6 @@ class Recovery:
         random: Random | None = None,
     ) -> None:
         self.health = ServerHealth()
-        self.busy = False
         self.counters = counters
         self.times = Histogram()
         self.traffic: Counter[str] = Counter()
@@ -148,6 +150,11 @@ class Recovery:
 
     # ---------------------------------------------------------------- asking
 
+    @property
+    def busy(self) -> bool:
+        """Return whether something is missing or to be asked for: then poll each millisecond, else each 20."""
+        return any(asking.sequencer.numbers.gaps or _asks_numbers(asking.sequencer) for asking in self._order)
+
     def poll(self, now_ns: int, wall_ns: int, datagrams: list[bytes], jobs: list[bytes]) -> None:
         """Append the requests that are due: datagrams by UDP, jobs for the TCP connection.
 
@@ -167,16 +174,13 @@ class Recovery:
         if health.down:
             return
         self._order.rotate(1)
-        self.busy = False
         for asking in self._order:
             sequencer = asking.sequencer
-            if sequencer.asks_current is not None or sequencer.asks_last:
-                self.busy = True
+            if _asks_numbers(sequencer):
                 self._ask_numbers(asking, now_ns, wall_ns, datagrams)
             else:
                 asking.current_ns = asking.last_ns = 0
             if sequencer.numbers.gaps:
-                self.busy = True
                 self._ask_frames(asking, now_ns, wall_ns, datagrams, jobs)
             if asking.states and sequencer.session:
                 self._ask_states(asking, now_ns, wall_ns, jobs)

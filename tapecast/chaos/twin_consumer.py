@@ -197,13 +197,13 @@ class Consumer:
         elif not missing and self._missing_since_ns:
             self.spells.append((self._missing_since_ns, world.now_ns))
             self._missing_since_ns = 0
+        if self.recovery.busy:
+            self._wake_at(world.now_ns + BUSY_NS)
         if world.now_ns - self._polled_ns < NS_PER_MS or self.left:
             return
         self._polled_ns = world.now_ns
         datagrams: list[bytes] = []
         self.recovery.poll(world.now_ns, world.now_ns, datagrams, self._jobs)
-        if self.recovery.busy:
-            self._wake_at(world.now_ns + BUSY_NS)
         for datagram in datagrams:
             self._note(datagram)
             for at_ns, data in self.links.requests.carry(datagram, world.now_ns):

@@ -899,3 +899,20 @@ def test_a_stream_cut_anywhere_gives_the_same_frames(messages: list[tuple[int, b
 
 def test_an_endless_request_is_what_the_table_says() -> None:
     assert ENDLESS == 0xFFFFFFFF
+
+
+def test_what_is_missing_makes_it_busy_at_once_and_not_at_its_next_poll(
+    messages: list[tuple[int, bytes]],
+) -> None:
+    """Else whoever polled just before a gap was seen would sleep through it: 20 ms instead of one."""
+    log = Log().fill(messages, 30)
+    world = World(log, from_first=True)
+    world.run(5)
+    assert not world.recovery.busy
+    out: list[Item] = []
+    for raw in [*log.frames[:10], *log.frames[12:]]:
+        world.receiver.datagram(CHANNEL, raw, world.now_ns, WALL_S, out)
+    assert world.recovery.busy
+    world.run(50)
+    assert not world.recovery.busy
+    assert len(world.frames()) + len(out) - 1 == 30

@@ -128,9 +128,7 @@ def test_sessions_follow_each_other_and_none_is_cut_short(folder: TapeFolder, ba
     assert follower.lapped == []
 
 
-def test_sessions_that_are_over_are_read_without_waiting_between_them(
-    folder: TapeFolder, base: Path
-) -> None:
+def test_sessions_that_are_over_are_read_without_waiting_between_them(folder: TapeFolder, base: Path) -> None:
     """A look that found a session is no reason to wait before the next one."""
     for session in (7, 8, 9):
         tape = open_session(folder, session, n_segments=100)
