@@ -152,7 +152,7 @@ class Recovery:
 
     @property
     def busy(self) -> bool:
-        """Return whether something is missing or to be asked for: then poll each millisecond, else each 20."""
+        """Return whether something is missing or to be asked: then poll each millisecond, else each 20."""
         return any(asking.sequencer.numbers.gaps or _asks_numbers(asking.sequencer) for asking in self._order)
 
     def poll(self, now_ns: int, wall_ns: int, datagrams: list[bytes], jobs: list[bytes]) -> None:
