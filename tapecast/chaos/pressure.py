@@ -55,18 +55,22 @@ class Run:
         self.verdicts: list[Verdict] = []
 
 
-def fed(stage: Stage, run: Run, *acts: tuple[float, Callable[[], object]]) -> None:
+def fed(stage: Stage, run: Run, *acts: tuple[float | str, Callable[[], object]]) -> None:
     """Feed a recording to its end and note the feeder's CPU a frame.
 
-    acts  what is done so many seconds after it began to feed
+    acts  what is done, one after the other: so many seconds after it began to feed, or when it said a word
     """
     feeder = run.feeder = stage.feeder(SOURCE)
     feeder.wait_for(FEEDING)
     begun, cpu = time.monotonic(), feeder.cpu_ns()
     before, waiting = cpu, list(acts)
+
+    def due(when: float | str) -> bool:
+        return when in feeder.said if isinstance(when, str) else time.monotonic() - begun >= when
+
     while ENDED not in feeder.said:
         cpu = feeder.cpu_ns()
-        while waiting and time.monotonic() - begun >= waiting[0][0]:
+        while waiting and due(waiting[0][0]):
             waiting.pop(0)[1]()
         time.sleep(0.01)
     for _, act in waiting:
@@ -290,9 +294,9 @@ def full_disk(bench: Bench) -> Result:
 
 
 def full_memory(bench: Bench) -> Result:
-    """Fill the shared memory while a feeder writes its tape."""
+    """Fill the shared memory while a feeder writes its tape, and empty it when it has met that."""
     result = Result(
-        "full-memory", "shared memory full for 2 s: the feeder goes on without a tape", FORM, bench.seed
+        "full-memory", "shared memory full until the feeder goes on without a tape", FORM, bench.seed
     )
     size_mib = 40
 
@@ -306,7 +310,7 @@ def full_memory(bench: Bench) -> Result:
             run.consumers = [stage.consumer(fold=False)]
 
             ballast = small / "ballast"
-            fed(stage, run, (1.0, lambda: _fill(ballast)), (3.0, ballast.unlink))
+            fed(stage, run, (1.0, lambda: _fill(ballast)), ("TAPE_FULL", ballast.unlink))
             oracle = stage.oracle(SOURCE.writer)
             run.verdicts = [_taped(consumer, oracle) for consumer in run.consumers]
         return run
@@ -316,7 +320,9 @@ def full_memory(bench: Bench) -> Result:
     feeder = runs[-1].feeder
     assert feeder is not None
     without = feeder.count("no_tape")
-    result.check("times the feeder went on without a tape", str(without), ">= 1", held=without >= 1)
+    result.check("segments the feeder filled without a tape", str(without), ">= 1", held=without >= 1)
+    back = "TAPE_BACK" in feeder.said
+    result.check("on the tape again", "ALERT TAPE_BACK" if back else "no", "ALERT TAPE_BACK", held=back)
     return result
 
 
