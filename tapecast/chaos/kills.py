@@ -23,7 +23,7 @@ _FAULTS = Faults(line_a=_LOSSY, line_b=_LOSSY, spin=_LOSSY, requests=_LOSSY, ans
 
 def kills(bench: Bench) -> Result:
     """Kill whoever it hits, some times in a row."""
-    return run(bench, bench.times or 20)
+    return run(bench, bench.times or (200 if bench.long else 20))
 
 
 def run(bench: Bench, n: int) -> Result:
