@@ -16,7 +16,8 @@ import pytest
 from feeder.batch import Batch, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.base import Plan, Shared
-from feeder.venues.bitstamp import MARKETS, BitstampAdapter, refusal_s
+from feeder.venues.bitstamp import MARKETS, BitstampAdapter
+from feeder.venues.bitstamp_markets import refusal_s
 from feeder.venues.order_sums import ASK, BID, OrderSums
 from market_types.configuration import SettingError
 from market_types.enums import Aggressor, Flag, GapState, GapStream, InstrumentStatus
@@ -142,7 +143,7 @@ def test_single_orders_are_told_as_the_sums_per_price(
         (bid, _), (ask, _) = duo.levels("btcusd")[0][0], duo.levels("btcusd")[1][0]
         assert bid < ask
     assert [duo.gaps, duo.clears, duo.bad] == [[], [], []]
-    taking = duo.adapter._books["live_orders_btcusd"].sums._taking
+    taking = duo.adapter._books.get("live_orders_btcusd").sums._taking
     while taking:  # an order that is about to take rests nowhere yet
         duo.play(1)
     played = duo.standin.play.point(0)
@@ -339,7 +340,7 @@ def test_a_planned_hand_over_loses_and_doubles_nothing(
     ids = [int(entry["trade_id"]) for _, entry, *_ in duo.trades]
     assert len(ids) == len(set(ids)) >= before
     if name == ORDERS:
-        sums = duo.adapter._books["live_orders_btcusd"].sums
+        sums = duo.adapter._books.get("live_orders_btcusd").sums
         while sums._taking:  # what is about to take rests nowhere yet
             duo.play(1)
             n += 1
