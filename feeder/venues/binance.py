@@ -18,14 +18,14 @@ One adapter for the three: what differs stands in `binance_markets` (terms, rout
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import orjson
 
 from feeder.batch import Batch, Request, VenueError
 from feeder.settings import VenueSettings
-from feeder.venues import binance_markets
-from feeder.venues.base import NS_PER_MS, NS_PER_S, Adapter, Plan, Shared
+from feeder.venues import binance_markets, quotes
+from feeder.venues.base import NS_PER_MS, Adapter, Plan, Shared
 from feeder.venues.binance_books import Book, Books
 from feeder.venues.binance_markets import COINM, SPOT, USDM, Terms, pair_of, stranger
 from feeder.venues.binance_messages import (
@@ -36,7 +36,6 @@ from feeder.venues.binance_messages import (
     IndexPrice,
     MarkPrice,
     Message,
-    Refusal,
     Reply,
     ServerShutdown,
     SpotBookTicker,
@@ -52,49 +51,27 @@ from feeder.venues.binance_stats import Statistics
 from feeder.venues.binance_trades import TradeChain, Trades
 from feeder.venues.decoding import DECODE_ERRORS, malformed
 from feeder.venues.ledger import Ledger, Method
+from feeder.venues.quotes import Quotes
+from feeder.venues.subscribed import Subscribed
 from feeder.venues.trade_ids import TradeIds
-from feeder.venues.watch import Silence, Watch, Watchdog
 from market_types.instruments import Instrument
 
 FASTEST_DEPTH: Final = "@depth@0ms"  # not documented, so it may vanish
 DOCUMENTED_DEPTH: Final = "@depth@100ms"
-HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
 _PROMPT = frozenset(("depth", "bookTicker"))
 _DATA = b'{"stream":'
 
 
-class Quotes:
-    """The best bid and offer of one instrument.
-
-    last_u   of the last one published
-    floor_u  of the last one another connection published before this one took over
-    """
-
-    __slots__ = ("floor_u", "instrument", "last_u", "watch")
-
-    def __init__(self, instrument: Instrument, watch: Watch) -> None:
-        self.instrument = instrument
-        self.watch = watch
-        self.last_u = -1
-        self.floor_u = -2
-
-
-class BinanceAdapter:
+class BinanceAdapter(Subscribed):
     """One connection of combined streams."""
 
     terms: Terms
     decode: Callable[[bytes], Message | SpotMessage | SpotQuoteMessage]
 
     def __init__(self, plan: Plan, shared: Shared) -> None:
+        super().__init__(plan, shared, Ledger(_request, per_s=self.terms.limits.messages_per_s // 2))
         self._shared = shared
-        self._count = shared.counters
         self._instruments = {instrument.symbol: instrument for instrument in plan.instruments}
-        self._ledger = Ledger(_request, per_s=self.terms.limits.messages_per_s // 2)
-        self._watchdog = Watchdog()
-        self._refused: list[tuple[str, Refusal]] = []  # streams to tell of
-        self._silent = False  # another connection publishes
-        self._handed_over_ns = 0  # when this one took over, until nothing more can come twice
-        self._closing = False
         self._streams = [self._named(stream) for stream in plan.streams]
         self._quotes: dict[str, Quotes] = {}
         self._stats = Statistics(self.terms, shared.counters, plan)
@@ -134,24 +111,9 @@ class BinanceAdapter:
     # -------------------------------------------------------------- what the runner asks
 
     @property
-    def subscribed(self) -> bool:
-        """Return whether every stream was acknowledged, or refused for good."""
-        return self._ledger.complete
-
-    @property
     def syncing(self) -> bool:
         """Return whether a book waits for a snapshot that is under way."""
         return self._books.syncing
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the venue ends the connection, answers no more or sends nothing any more."""
-        return self._closing or self._watchdog.hopeless
-
-    def hello(self) -> list[bytes]:
-        """Return the first SUBSCRIBE messages; what the venue's rate leaves over follows with `tick`."""
-        self._ledger.ask("SUBSCRIBE", self._streams)
-        return self._ledger.take(0)
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -161,17 +123,17 @@ class BinanceAdapter:
             raise malformed("message", message, error) from error
         data = said.data
         if type(data) is BookTicker or type(data) is SpotBookTicker:
-            quotes = self._quotes.get(data.s)
-            if quotes is None:
+            known = self._quotes.get(data.s)
+            if known is None:
                 stranger(data, self.terms, self._count)
                 return
-            watch = quotes.watch
+            watch = known.watch
             watch.last_ns = ts_recv_ns
             watch.n += 1
-            if data.u > quotes.floor_u:
-                quotes.last_u = data.u
+            if data.u > known.floor_seq:
+                known.last_seq = data.u
                 event_ns = data.T * NS_PER_MS
-                out.bbo(quotes.instrument, event_ns, ts_recv_ns, data.u, data.b, data.B, data.a, data.A)
+                out.bbo(known.instrument, event_ns, ts_recv_ns, data.u, data.b, data.B, data.a, data.A)
         elif type(data) is Trade:
             self._trades.trade(data, ts_recv_ns, out)
         elif type(data) is Depth or type(data) is SpotDepth:
@@ -206,19 +168,6 @@ class BinanceAdapter:
         self._reply(said, message, ts_recv_ns)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
-        """Go on where the adapter of the same plan on the connection before this one stopped."""
-        assert isinstance(other, BinanceAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
-        for symbol, quotes in self._quotes.items():
-            if symbol in other._quotes:  # noqa: SLF001
-                quotes.last_u = quotes.floor_u = other._quotes[symbol].last_u  # noqa: SLF001
-        self._books.take_over(other._books, now_ns, out)  # noqa: SLF001
-        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
-        self._stats.take_over(other._stats, now_ns)  # noqa: SLF001
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:
         """Ask for a new snapshot of a valid book, which stays valid until it comes."""
         if instrument.symbol in self._books:
@@ -244,27 +193,6 @@ class BinanceAdapter:
         else:
             self._stats.open_interest.refused(symbol, ts_recv_ns)
 
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Do what is due: REST calls, silent streams, requests that had to wait."""
-        late = self._ledger.overdue(now_ns)
-        if late:
-            self._count["ack_timeouts"] += late
-            self._closing = True
-        for stream, refusal in self._refused:
-            self._count["refused_streams"] += 1
-            out.alert("warn", "STREAM_REFUSED", f"stream={stream} code={refusal.code} msg={refusal.msg[:80]}")
-        self._refused.clear()
-        if not self._silent:
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._end_hand_over()
-            self._books.tick(now_ns, out)
-            self._trades.tick(now_ns, out)
-            if self._ledger.complete:
-                self._stats.open_interest.tick(now_ns, out)
-            self._wake(self._watchdog.check(now_ns), out)
-        for message in self._ledger.take(now_ns):
-            out.send(message)
-
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: nothing is replayed after a reconnect."""
         self._books.clear(now_ns, out)
@@ -283,32 +211,42 @@ class BinanceAdapter:
         if refusal is not None:
             if outcome.unasked:
                 raise VenueError(f"request: refused with {refusal.code} {refusal.msg!r}")
-            self._refused += [(stream, refusal) for stream in outcome.refused]
+            told = f"code={refusal.code} msg={refusal.msg[:80]}"
+            self._refused += [(stream, told) for stream in outcome.refused]
         elif reply.id is None:
             raise VenueError(f"message: neither data nor acknowledgement: {message[:120]!r}")
 
-    def _wake(self, silence: Silence, out: Batch) -> None:
-        """Subscribe silent streams again, all in shared messages: the venue counts messages, not streams."""
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            never = "" if watch.n else " heard=never"
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}{never}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        if silence.again:
-            self._ledger.ask("UNSUBSCRIBE", [watch.stream for watch in silence.again])
-            for watch in silence.again:
-                if not watch.n and watch.stream.endswith(FASTEST_DEPTH):
-                    out.alert("warn", "DEPTH_SILENT", f"symbol={watch.symbol}")
-                    self._shared.slow.add(self._instruments[watch.symbol].number)
-                    self._watchdog.rename(watch, self._named(watch.stream))
-            self._ledger.ask("SUBSCRIBE", [watch.stream for watch in silence.again])
+    # -------------------------------------------------------------- what is due
 
-    def _end_hand_over(self) -> None:
-        """Nothing of the connection before this one can come twice any more."""
-        self._handed_over_ns = 0
-        for quotes in self._quotes.values():
-            quotes.floor_u = -2
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        self._books.tick(now_ns, out)
+        self._trades.tick(now_ns, out)
+        if self._ledger.complete:
+            self._stats.open_interest.tick(now_ns, out)
+        return ()
+
+    def _again(self, streams: Sequence[str], out: Batch) -> None:
+        """Subscribe streams again, all in shared messages: the venue counts messages, not streams."""
+        self._ledger.ask("UNSUBSCRIBE", streams)
+        self._ledger.ask("SUBSCRIBE", [self._slower(stream, out) for stream in streams])
+
+    def _slower(self, stream: str, out: Batch) -> str:
+        """Return what to ask for in place of a stream: another one for a book that never said anything."""
+        watch = self._watchdog.watches[stream]
+        if not watch.n and stream.endswith(FASTEST_DEPTH):
+            out.alert("warn", "DEPTH_SILENT", f"symbol={watch.symbol}")
+            self._shared.slow.add(self._instruments[watch.symbol].number)
+            self._watchdog.rename(watch, self._named(stream))
+        return watch.stream
+
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        quotes.take_over(self._quotes, other._quotes)
+        self._books.take_over(other._books, now_ns, out)
+        self._trades.take_over(other._trades, now_ns, out)
+        self._stats.take_over(other._stats, now_ns)
+
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
+        quotes.end_hand_over(self._quotes)
         self._books.end_hand_over()
         self._trades.end_hand_over()
         self._stats.end_hand_over()

@@ -18,7 +18,7 @@ and plans in `bitstamp_markets`.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import orjson
 
@@ -32,31 +32,25 @@ from feeder.venues.bitstamp_markets import DIFF, LIMITS, ORDERS, TRADES
 from feeder.venues.bitstamp_messages import NS_PER_US, Event, read_event, read_failure, read_trade
 from feeder.venues.bitstamp_orders import OrderBook
 from feeder.venues.ledger import Ledger, Method
+from feeder.venues.subscribed import Subscribed
 from feeder.venues.trade_ids import RecentTrades
-from feeder.venues.watch import Watch, Watchdog
+from feeder.venues.watch import Silence, Watch
 from market_types.enums import Aggressor, ClearReason, GapState, GapStream
 from market_types.instruments import Instrument
 
 HEARTBEAT_NS: Final = 20 * NS_PER_S
-HAND_OVER_NS: Final = 5 * NS_PER_S
 _AGGRESSORS = (int(Aggressor.BUY), int(Aggressor.SELL))
 _BOOKS: Final[dict[str, type[Book]]] = {DIFF: DiffBook, ORDERS: OrderBook}
 _EVENTS: Final = DiffBook.events | OrderBook.events
 
 
-class BitstampAdapter:
+class BitstampAdapter(Subscribed):
     """One connection."""
 
     def __init__(self, plan: Plan, shared: Shared) -> None:
-        self._count = shared.counters
-        self._ledger = Ledger(self._encode, per_s=LIMITS.messages_per_s // 2, at_once=1)
+        ledger = Ledger(self._encode, per_s=LIMITS.messages_per_s // 2, at_once=1)
+        super().__init__(plan, shared, ledger)
         self._unanswered: deque[str] = deque()  # channels asked for, oldest first: an error names none
-        self._watchdog = Watchdog()
-        self._refused: list[tuple[str, str]] = []
-        self._streams = plan.streams
-        self._silent = False
-        self._closing = False
-        self._handed_over_ns = 0
         self._beaten_ns = 0
         self._trades: dict[str, tuple[Instrument, Watch, RecentTrades]] = {}
         books: list[Book] = []
@@ -75,24 +69,9 @@ class BitstampAdapter:
     # -------------------------------------------------------------- what the runner asks
 
     @property
-    def subscribed(self) -> bool:
-        """Return whether every channel was acknowledged, or refused."""
-        return self._ledger.complete
-
-    @property
     def syncing(self) -> bool:
         """Return whether a book waits for a snapshot that is under way."""
         return self._books.syncing
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the venue asked to reconnect, answers no more or sends nothing any more."""
-        return self._closing or self._watchdog.hopeless
-
-    def hello(self) -> list[bytes]:
-        """Return the first requests; what the rate leaves over follows with `tick`."""
-        self._ledger.ask("SUBSCRIBE", self._streams)
-        return self._ledger.take(0)
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -114,14 +93,6 @@ class BitstampAdapter:
         self._reply(said, ts_recv_ns, None)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
-        """Go on where the adapter of the same plan on the connection before this one stopped."""
-        assert isinstance(other, BitstampAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, both)
-        self._books.take_over(other._books, now_ns, out)  # noqa: SLF001
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:
         """Have a valid book sent anew; it stays valid until it comes."""
         self._books.renew_instrument(instrument.number, now_ns, out)
@@ -133,27 +104,6 @@ class BitstampAdapter:
     def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:
         """Ask again later: the pair may be listed only now, or gone for good."""
         self._books.refused(request.key, status, ts_recv_ns, out)
-
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Do what is due: heartbeats, snapshots, silent streams, requests that had to wait."""
-        late = self._ledger.overdue(now_ns)
-        if late:
-            self._count["ack_timeouts"] += late
-            self._closing = True
-        for stream, text in self._refused:
-            self._count["refused_streams"] += 1
-            out.alert("warn", "STREAM_REFUSED", f"stream={stream} msg={text[:80]}")
-        self._refused.clear()
-        if now_ns - self._beaten_ns >= HEARTBEAT_NS:
-            self._beaten_ns = now_ns
-            out.send(b'{"event":"bts:heartbeat"}')
-        if not self._silent:
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._handed_over_ns = 0
-            self._books.tick(now_ns, out)
-            self._wake(now_ns, out)
-        for message in self._ledger.take(now_ns):
-            out.send(message)
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book, and tell that trades may be missing: nothing is replayed."""
@@ -212,7 +162,8 @@ class BitstampAdapter:
                 if not self._unanswered:
                     raise VenueError(f"bts:error: {text!r}")
                 stream = self._unanswered.popleft()
-                self._refused += [(name, text) for name in self._ledger.settle_streams((), {stream}).refused]
+                outcome = self._ledger.settle_streams((), {stream})
+                self._refused += [(name, f"msg={text[:80]}") for name in outcome.refused]
             case "bts:request_reconnect":
                 self._closing = True
             case "bts:heartbeat":
@@ -220,21 +171,26 @@ class BitstampAdapter:
             case _:
                 raise VenueError(f"event: {said.event[:40]!r}, expected one of the documented")
 
-    def _wake(self, now_ns: int, out: Batch) -> None:
-        """Subscribe silent channels again; a book of them is asked for anew: what was lost, nothing tells."""
-        silence = self._watchdog.check(now_ns)
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            never = "" if watch.n else " heard=never"
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}{never}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        if silence.again:
-            streams = [watch.stream for watch in silence.again]
-            self._ledger.ask("UNSUBSCRIBE", streams)
-            self._ledger.ask("SUBSCRIBE", streams)
+    # -------------------------------------------------------------- what is due
+
+    def _keep_alive(self, now_ns: int, out: Batch) -> None:
+        if now_ns - self._beaten_ns >= HEARTBEAT_NS:
+            self._beaten_ns = now_ns
+            out.send(b'{"event":"bts:heartbeat"}')
+
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        self._books.tick(now_ns, out)
+        return ()
+
+    def _silence(self, now_ns: int, out: Batch) -> Silence:
+        """Ask anew for the books of silent channels, and when they are back: what was lost, nothing tells."""
+        silence = super()._silence(now_ns, out)
         for watch in (*silence.again, *silence.back):
             self._books.renew(watch.stream, now_ns, out)
+        return silence
+
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        self._books.take_over(other._books, now_ns, out)
 
 
 # ------------------------------------------------------------------ the market

@@ -22,13 +22,14 @@ is replaced.
 
 import functools
 import re
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, Self
 
 import orjson
 
 from feeder.batch import Batch, Request, VenueError
-from feeder.venues.base import NS_PER_MS, NS_PER_S, Adapter, Plan, Shared
+from feeder.venues import quotes
+from feeder.venues.base import NS_PER_MS, NS_PER_S, Plan, Shared
 from feeder.venues.bybit_markets import BEST, INVERSE, LIMITS, LINEAR, OPTION, SPOT, Terms, topic_of
 from feeder.venues.bybit_messages import (
     Message,
@@ -43,14 +44,14 @@ from feeder.venues.bybit_messages import (
 from feeder.venues.bybit_stats import Series, Statistics
 from feeder.venues.bybit_trades import Trades, TradeTopic
 from feeder.venues.ledger import Ledger, Method
+from feeder.venues.quotes import Quotes
 from feeder.venues.stream_books import GATHERING, LIVE, PATIENCE_NS, RESUMING, StreamBook, StreamBooks
+from feeder.venues.subscribed import Subscribed
 from feeder.venues.trade_ids import RESET_DISTANCE
-from feeder.venues.watch import Silence, Watch, Watchdog
 from market_types.instruments import Instrument
 
 PING_NS: Final = 20 * NS_PER_S
 PONG_DEADLINE_NS: Final = 10 * NS_PER_S
-HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
 RESTARTED: Final = 1  # the number of a book that the venue sends whole after a restart
 PING: Final = b'{"req_id":"ping","op":"ping"}'
 TRADE_CHANNELS: Final = ("publicTrade", "trade")
@@ -61,61 +62,44 @@ _ALREADY = "already subscribed"
 Handler = Callable[[Message, int, Batch], None]
 
 
-class Quotes:
-    """The best bid and offer of one instrument.
+class BestQuotes(Quotes):
+    """Quotes whose last one is repeated each three seconds."""
 
-    last_u   of the last one published
-    floor_u  of the last one another connection published before this one took over
-    """
-
-    __slots__ = ("floor_u", "instrument", "last_u", "watch")
-
-    def __init__(self, instrument: Instrument, watch: Watch) -> None:
-        self.instrument = instrument
-        self.watch = watch
-        self.last_u = -1
-        self.floor_u = -2
+    __slots__ = ()
 
     def news(self, u: int, ts_recv_ns: int) -> bool:
         """Take note of a message; return whether it says something new. Far behind, the venue restarted."""
         self.watch.heard(ts_recv_ns)
-        if self.last_u - RESET_DISTANCE < u <= max(self.last_u, self.floor_u) and u != RESTARTED:
+        if self.last_seq - RESET_DISTANCE < u <= max(self.last_seq, self.floor_seq) and u != RESTARTED:
             return False
-        changed = u != self.last_u
-        self.last_u = u
+        changed = u != self.last_seq
+        self.last_seq = u
         return changed
 
 
-class BybitAdapter:
+class BybitAdapter(Subscribed):
     """One connection of public topics."""
 
     terms: Terms
     read: Callable[[bytes], Message] = staticmethod(read_message)
 
     def __init__(self, plan: Plan, shared: Shared) -> None:
-        self._count = shared.counters
-        self._streams = plan.streams
-        self._ledger = Ledger(self._request, per_s=LIMITS.messages_per_s, at_once=self.terms.at_once)
+        ledger = Ledger(self._request, per_s=LIMITS.messages_per_s, at_once=self.terms.at_once)
+        super().__init__(plan, shared, ledger)
         self._leaving: dict[int, Sequence[str]] = {}  # unsubscribed to be subscribed again, by request
-        self._watchdog = Watchdog()
-        self._refused: list[tuple[str, str]] = []  # topics to tell of, and why
-        self._silent = False  # another connection publishes
-        self._handed_over_ns = 0  # when this one took over, until nothing more can come twice
-        self._closing = False
         self._pinged_ns = 0
         self._answered = True
-        self._quotes: dict[str, Quotes] = {}
+        self._quotes: dict[str, BestQuotes] = {}
         self._stats = Statistics(self.terms)
         self._trade_topics: dict[str, TradeTopic] = {}
         self._handlers: dict[str, Handler] = {}
-        books: dict[str, StreamBook] = {}
+        books: list[StreamBook] = []
         for topic in plan.streams:
             self._expect(topic, plan, books)
-        self._book_topics = {book.instrument.symbol: topic for topic, book in books.items()}
-        self._books = StreamBooks(self._count, books.values())
+        self._books = StreamBooks(self._count, books)
         self._trades = Trades(self.terms, self._count, shared.recent, self._trade_topics.values())
 
-    def _expect(self, topic: str, plan: Plan, books: dict[str, StreamBook]) -> None:
+    def _expect(self, topic: str, plan: Plan, books: list[StreamBook]) -> None:
         """Make what takes the messages of one topic."""
         channel, _, subject = topic.rpartition(".")
         if channel in TRADE_CHANNELS:
@@ -129,10 +113,11 @@ class BybitAdapter:
         prompt = is_book and self.terms is not OPTION
         watch = self._watchdog.watch(topic, subject, prompt=prompt)
         if channel == BEST:
-            quotes = self._quotes[subject] = Quotes(instrument, watch)
-            self._handlers[topic] = functools.partial(self._take_best, quotes)
+            best = self._quotes[subject] = BestQuotes(instrument, watch)
+            self._handlers[topic] = functools.partial(self._take_best, best)
         elif is_book:
-            book = books[topic] = StreamBook(instrument, watch)
+            book = StreamBook(instrument, watch)
+            books.append(book)
             self._handlers[topic] = functools.partial(self._take_book, book)
         else:
             series = self._stats.add(topic, instrument, watch)
@@ -147,24 +132,9 @@ class BybitAdapter:
     # -------------------------------------------------------------- what the runner asks
 
     @property
-    def subscribed(self) -> bool:
-        """Return whether every topic was acknowledged, or refused for good."""
-        return self._ledger.complete
-
-    @property
     def syncing(self) -> bool:
         """Return whether a book waits for its snapshot."""
         return self._books.syncing
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the connection is of no use: no answer, nothing heard, or a topic that is stuck."""
-        return self._closing or self._watchdog.hopeless
-
-    def hello(self) -> list[bytes]:
-        """Return the first requests; what our own pace leaves over follows with `tick`."""
-        self._ledger.ask("SUBSCRIBE", self._streams)
-        return self._ledger.take(0)
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -192,22 +162,6 @@ class BybitAdapter:
         self._begin(self._reply(said, message), ts_recv_ns)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
-        """Go on where the adapter of the same plan on the connection before this one stopped.
-
-        Books, quotes and trades have the same numbers on all connections.
-        """
-        assert isinstance(other, BybitAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
-        self._books.take_over(other._books)  # noqa: SLF001
-        for symbol, quotes in self._quotes.items():
-            if symbol in other._quotes:  # noqa: SLF001
-                quotes.last_u = quotes.floor_u = other._quotes[symbol].last_u  # noqa: SLF001
-        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
-        self._stats.take_over(other._stats)  # noqa: SLF001
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Have a valid book sent anew, which stays valid until then."""
         self._books.renew(instrument.symbol, now_ns)
@@ -219,25 +173,6 @@ class BybitAdapter:
     def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Report as lost what the venue does not give."""
         self._trades.refused(request.key.partition(":")[2], ts_recv_ns, out)
-
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Do what is due: pings, broken books, silent topics, requests that had to wait."""
-        late = self._ledger.overdue(now_ns)
-        if late:
-            self._count["ack_timeouts"] += late
-            self._closing = True
-        for topic, reason in self._refused:
-            self._count["refused_streams"] += 1
-            out.alert("warn", "STREAM_REFUSED", f"stream={topic} msg={reason[:80]}")
-        self._refused.clear()
-        self._ping(now_ns, out)
-        if not self._silent:
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._end_hand_over()
-            self._again([self._book_topics[book.instrument.symbol] for book in self._books.due(now_ns)])
-            self._trades.tick(now_ns, out)
-            self._wake(self._watchdog.check(now_ns), out)
-        self._say(now_ns, out)
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: nothing is replayed after a reconnect."""
@@ -263,7 +198,7 @@ class BybitAdapter:
         if book.state == LIVE and book.instrument.symbol not in self._quotes:
             out.derived_bbo(book.instrument, event_ns, ts_recv_ns, data.u)
         elif book.due_ns == ts_recv_ns:  # it broke just now
-            self._again([self._book_topics[book.instrument.symbol] for book in self._books.due(ts_recv_ns)])
+            self._again(self._books.due(ts_recv_ns), out)
             self._say(ts_recv_ns, out)
 
     def _is_known(self, book: StreamBook, u: int, *, whole: bool) -> bool:
@@ -278,16 +213,16 @@ class BybitAdapter:
             return True
         return False
 
-    def _take_best(self, quotes: Quotes, said: Message, ts_recv_ns: int, out: Batch) -> None:
+    def _take_best(self, best: BestQuotes, said: Message, ts_recv_ns: int, out: Batch) -> None:
         if said.type != "snapshot":
             raise VenueError(f"{said.topic}: type {said.type!r}, expected snapshot")
         data = read_best(bytes(said.data))
-        if quotes.news(data.u, ts_recv_ns):
+        if best.news(data.u, ts_recv_ns):
             (bid_px, bid_qty), (ask_px, ask_qty) = (
                 side[0] if side else ("0", "0") for side in (data.b, data.a)
             )
             event_ns = (said.cts or said.ts) * NS_PER_MS
-            out.bbo(quotes.instrument, event_ns, ts_recv_ns, data.u, bid_px, bid_qty, ask_px, ask_qty)
+            out.bbo(best.instrument, event_ns, ts_recv_ns, data.u, bid_px, bid_qty, ask_px, ask_qty)
 
     def _take_trades(self, topic: TradeTopic, said: Message, ts_recv_ns: int, out: Batch) -> None:
         self._trades.trades(topic, read_trades(bytes(said.data)), ts_recv_ns, out)
@@ -327,7 +262,7 @@ class BybitAdapter:
         if _ALREADY in said.ret_msg:  # harmless, unless it keeps a book from being sent
             self._closing = self._closing or any(map(self._is_missing, outcome.refused))
             return outcome.refused
-        self._refused += [(topic, said.ret_msg) for topic in outcome.refused]
+        self._refused += [(topic, f"msg={said.ret_msg[:80]}") for topic in outcome.refused]
         return ()
 
     def _settled_topics(self, flowing: Sequence[str], refused: Sequence[str], reason: str) -> Sequence[str]:
@@ -344,7 +279,7 @@ class BybitAdapter:
                 [topic for topic in outcome.flowing if topic in gone],
                 [topic for topic in outcome.refused if topic in gone],
             )
-        self._refused += [(topic, reason) for topic in outcome.refused if topic not in gone]
+        self._refused += [(topic, f"msg={reason[:80]}") for topic in outcome.refused if topic not in gone]
         return [topic for topic in outcome.flowing if topic not in gone]
 
     def _left(self, left: Sequence[str], stuck: Sequence[str]) -> None:
@@ -359,7 +294,7 @@ class BybitAdapter:
         """Return whether a topic is a book's that waits to be sent."""
         _, _, subject = topic.rpartition(".")
         book = self._books.get(subject)
-        return book is not None and self._book_topics[subject] == topic and book.state == GATHERING
+        return book is not None and book.watch.stream == topic and book.state == GATHERING
 
     def _begin(self, topics: Sequence[str], now_ns: int) -> None:
         """Expect data of these topics; a book that does not come is asked for again."""
@@ -369,13 +304,13 @@ class BybitAdapter:
             if book is not None and not book.due_ns:
                 book.due_ns = now_ns + PATIENCE_NS
 
-    # -------------------------------------------------------------- details
+    # -------------------------------------------------------------- what is due
 
-    def _say(self, now_ns: int, out: Batch) -> None:
-        for message in self._ledger.take(now_ns):
-            out.send(message)
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        self._trades.tick(now_ns, out)
+        return self._books.due(now_ns)
 
-    def _ping(self, now_ns: int, out: Batch) -> None:
+    def _keep_alive(self, now_ns: int, out: Batch) -> None:
         """Keep the connection alive, and give up one that does not answer."""
         if not self._answered and now_ns - self._pinged_ns > PONG_DEADLINE_NS:
             self._count["pong_timeouts"] += 1
@@ -385,34 +320,26 @@ class BybitAdapter:
             self._answered = False
             out.send(PING)
 
-    def _again(self, topics: Sequence[str]) -> None:
+    def _again(self, streams: Sequence[str], out: Batch) -> None:  # noqa: ARG002  (nothing to tell)
         """Have topics sent anew."""
         leaving = {topic for asked in self._leaving.values() for topic in asked}
-        topics = [topic for topic in topics if topic not in leaving]
+        topics = [topic for topic in streams if topic not in leaving]
         if topics:
             self._ledger.ask("UNSUBSCRIBE", topics)
         for topic in topics:
             if topic in self._trade_topics:
                 self._trades.pauses(self._trade_topics[topic])
 
-    def _wake(self, silence: Silence, out: Batch) -> None:
-        """Subscribe silent topics again."""
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            never = "" if watch.n else " heard=never"
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}{never}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        self._again([watch.stream for watch in silence.again])
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        """Go on where another connection stopped: books, quotes and trades have the same numbers on all."""
+        self._books.take_over(other._books)
+        quotes.take_over(self._quotes, other._quotes)
+        self._trades.take_over(other._trades, now_ns, out)
+        self._stats.take_over(other._stats)
 
-    def _end_hand_over(self) -> None:
-        """Nothing of the connection before this one can come twice any more."""
-        self._handed_over_ns = 0
-        for quotes in self._quotes.values():
-            quotes.floor_u = -2
-        for book in self._books:
-            if book.state == RESUMING:
-                book.state, book.due_ns = LIVE, 0
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
+        quotes.end_hand_over(self._quotes)
+        self._books.end_hand_over()
         self._trades.end_hand_over()
         self._stats.end_hand_over()
 

@@ -21,14 +21,14 @@ book. Lost trades show by their ids and by the heartbeat.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import orjson
 
 from feeder.batch import Batch, Request, VenueError
 from feeder.columns import Layout
 from feeder.settings import VenueSettings
-from feeder.venues.base import NS_PER_S, Adapter, Limits, Plan, Shared
+from feeder.venues.base import Adapter, Limits, Plan, Shared
 from feeder.venues.coinbase_messages import (
     Heartbeat,
     LastMatch,
@@ -47,8 +47,9 @@ from feeder.venues.coinbase_trades import Matches, Trades
 from feeder.venues.decoding import DECODE_ERRORS, malformed, rfc3339_ns
 from feeder.venues.ledger import Ledger, Method
 from feeder.venues.stream_books import LIVE, StreamBook, StreamBooks
+from feeder.venues.subscribed import Subscribed
 from feeder.venues.trade_ids import TradeIds
-from feeder.venues.watch import Silence, Watch, Watchdog
+from feeder.venues.watch import Watch
 from market_types.configuration import SettingError
 from market_types.decimals import parse
 from market_types.enums import NO_SEQ, InstrumentStatus, MarketKind, StatKind
@@ -67,7 +68,6 @@ LIMITS: Final = Limits(
     weight_header="",
 )
 STREAMS_PER_REQUEST: Final = 100
-HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
 DOUBT_BEATS: Final = (
     5  # a book is doubted that stands still while the engine moves between so many heartbeats
 )
@@ -107,7 +107,7 @@ class Product:
         self.engine = self.told = self.floor = -1
 
 
-class ExchangeAdapter:
+class ExchangeAdapter(Subscribed):
     """One connection of the Exchange feed.
 
     book_channel, trades_channel  as the feed calls them
@@ -118,15 +118,9 @@ class ExchangeAdapter:
     trades_type: type[Trades] = Trades
 
     def __init__(self, plan: Plan, shared: Shared) -> None:
-        self._count = shared.counters
-        self._ledger = Ledger(self._encode, per_s=LIMITS.messages_per_s // 2, at_once=STREAMS_PER_REQUEST)
+        ledger = Ledger(self._encode, per_s=LIMITS.messages_per_s // 2, at_once=STREAMS_PER_REQUEST)
+        super().__init__(plan, shared, ledger)
         self._unanswered: deque[tuple[int, Method, frozenset[str]]] = deque()
-        self._watchdog = Watchdog()
-        self._refused: list[tuple[str, Refusal]] = []  # streams to tell of
-        self._silent = False  # another connection publishes
-        self._handed_over_ns = 0  # when this one took over, until nothing more can come twice
-        self._closing = False
-        self._streams = plan.streams
         self._products = {one.symbol: Product(one) for one in plan.instruments}
         for stream in plan.streams:
             channel, _, symbol = stream.partition(":")
@@ -148,24 +142,9 @@ class ExchangeAdapter:
     # -------------------------------------------------------------- what the runner asks
 
     @property
-    def subscribed(self) -> bool:
-        """Return whether every stream was acknowledged, or refused for good."""
-        return self._ledger.complete
-
-    @property
     def syncing(self) -> bool:
         """Return whether a book waits for its snapshot."""
         return self._books.syncing
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the venue answers no more or sends nothing any more."""
-        return self._closing or self._watchdog.hopeless
-
-    def hello(self) -> list[bytes]:
-        """Return the first requests: the venue drops who asks for nothing within five seconds."""
-        self._ledger.ask("SUBSCRIBE", self._streams)
-        return self._ledger.take(0)
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -208,20 +187,6 @@ class ExchangeAdapter:
             self._refuse(said)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
-        """Go on where the adapter of the same plan on the connection before this one stopped."""
-        assert isinstance(other, ExchangeAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
-        self._books.take_over(other._books)  # noqa: SLF001
-        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
-        for symbol, known in other._products.items():  # noqa: SLF001
-            product = self._products.get(symbol)
-            if product is not None:
-                product.told = product.floor = known.told
-                product.book_ns = product.floor_ns = known.book_ns
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Have a valid book sent anew; it stays valid until it comes."""
         self._books.renew(instrument.symbol, now_ns)
@@ -233,29 +198,6 @@ class ExchangeAdapter:
     def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:
         """Report as lost what the venue does not give."""
         self._trades.refused(request.key.partition(":")[2], status, ts_recv_ns, out)
-
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Do what is due: REST calls, silent streams, books to be sent anew, requests that had to wait."""
-        late = self._ledger.overdue(now_ns)
-        if late:
-            self._count["ack_timeouts"] += late
-            self._closing = True
-        for stream, refusal in self._refused:
-            self._count["refused_streams"] += 1
-            text = f"{refusal.message}: {refusal.reason}"[:80]
-            out.alert("warn", "STREAM_REFUSED", f"stream={stream} msg={text}")
-        self._refused.clear()
-        if not self._silent:
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._end_hand_over()
-            self._trades.tick(now_ns, out)
-            again = dict.fromkeys(book.watch.stream for book in self._books.due(now_ns))
-            again |= dict.fromkeys(self._wake(self._watchdog.check(now_ns), out))
-            if again:
-                self._ledger.ask("UNSUBSCRIBE", list(again))
-                self._ledger.ask("SUBSCRIBE", list(again))
-        for message in self._ledger.take(now_ns):
-            out.send(message)
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: nothing is replayed after a reconnect."""
@@ -368,21 +310,25 @@ class ExchangeAdapter:
             raise VenueError(f"error: {said.message}: {said.reason}")
         number, _, _ = self._unanswered.popleft()
         outcome = self._ledger.settle(number, refused=True)
-        self._refused += [(stream, said) for stream in outcome.refused]
+        told = f"{said.message}: {said.reason}"[:80]
+        self._refused += [(stream, f"msg={told}") for stream in outcome.refused]
 
-    def _wake(self, silence: Silence, out: Batch) -> list[str]:
-        """Tell of silent streams; return those to be subscribed again."""
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            never = "" if watch.n else " heard=never"
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}{never}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        return [watch.stream for watch in silence.again]
+    # -------------------------------------------------------------- what is due
 
-    def _end_hand_over(self) -> None:
-        """Nothing of the connection before this one can come twice any more."""
-        self._handed_over_ns = 0
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        self._trades.tick(now_ns, out)
+        return self._books.due(now_ns)
+
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        self._books.take_over(other._books)
+        self._trades.take_over(other._trades, now_ns, out)
+        for symbol, known in other._products.items():
+            product = self._products.get(symbol)
+            if product is not None:
+                product.told = product.floor = known.told
+                product.book_ns = product.floor_ns = known.book_ns
+
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
         self._trades.end_hand_over()
         for product in self._products.values():
             product.floor, product.floor_ns = -1, 0

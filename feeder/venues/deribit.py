@@ -19,7 +19,7 @@ Combos are left out: they have no kind on the wire, and their trades come on the
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import msgspec
 
@@ -45,9 +45,10 @@ from feeder.venues.deribit_trades import Trades
 from feeder.venues.ledger import Ledger, Method, Outcome
 from feeder.venues.pool import Pool
 from feeder.venues.stream_books import GATHERING, LIVE, PATIENCE_NS, RESUMING, StreamBook, StreamBooks
+from feeder.venues.subscribed import Subscribed
 from feeder.venues.trade_chains import TradeChain
 from feeder.venues.trade_ids import TradeIds
-from feeder.venues.watch import Silence, Watch, Watchdog
+from feeder.venues.watch import Watch
 from market_types.enums import NO_SEQ
 from market_types.instruments import Instrument
 
@@ -55,7 +56,6 @@ SILENCE_NS: Final = (
     3 * deribit_rpc.HEARTBEAT_S * NS_PER_S
 )  # without a word, a heartbeat included: the socket is dead
 ANSWER_NS: Final = 10 * NS_PER_S  # for the first request of a connection
-HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
 RENEW_LOGIN_SHARE: Final = 0.8  # of a login's life
 
 _read = decoder(Message, "message")
@@ -112,33 +112,28 @@ def _side(price: msgspec.Raw, amount: msgspec.Raw) -> tuple[str, str]:
     return ("0", "0") if "null" in texts else texts
 
 
-class DeribitAdapter:
+class DeribitAdapter(Subscribed):
     """One connection.
 
     login  the client's key, None for the public intervals
     """
 
     def __init__(self, plan: Plan, shared: Shared, login: Credentials | None = None) -> None:
-        self._shared = shared
-        self._count = shared.counters
-        self._login = login
-        self._streams = plan.streams
         shared.requests = shared.requests or Pool(CALLS_AT_ONCE, CALLS_PER_S)
-        self._ledger = Ledger(
+        ledger = Ledger(
             deribit_rpc.subscription,
             per_s=LIMITS.messages_per_s // 2,
             at_once=deribit_rpc.CHANNELS_AT_ONCE,
             pool=shared.requests,
         )
-        self._watchdog = Watchdog()
+        super().__init__(plan, shared, ledger)
+        self._shared = shared
+        self._login = login
         self._alerts: list[tuple[str, str, str]] = []
         self._says: list[bytes] = []  # as soon as there is a batch
-        self._silent = False  # another connection publishes
         self._ready = False  # the ledger may speak
         self._begun_ns = 0  # when the first request was seen to be out
         self._heard_ns = 0
-        self._handed_over_ns = 0  # when this one took over, until nothing more can come twice
-        self._closing = False
         self._login_due_ns = 0
         self._locked: set[str] = set()
         self._books: StreamBooks
@@ -172,19 +167,9 @@ class DeribitAdapter:
     # -------------------------------------------------------------- what the runner asks
 
     @property
-    def subscribed(self) -> bool:
-        """Return whether every channel was acknowledged, or refused for good."""
-        return self._ledger.complete
-
-    @property
     def syncing(self) -> bool:
         """Return whether a book waits for its snapshot."""
         return self._books.syncing
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the venue ended the connection, answers no more or sends nothing any more."""
-        return self._closing or self._watchdog.hopeless
 
     def hello(self) -> list[bytes]:
         """Return the first request; login and subscriptions follow its answer, as the venue allows."""
@@ -200,7 +185,7 @@ class DeribitAdapter:
         else:
             self._silent = False
             self._control(said, message, ts_recv_ns)
-            self._speak(ts_recv_ns, out)
+            self._say(ts_recv_ns, out)
 
     def _data(self, said: Message, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         channel, data = said.params.channel, bytes(said.params.data)
@@ -229,22 +214,6 @@ class DeribitAdapter:
         self._control(said, message, ts_recv_ns)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
-        """Go on where the adapter of the same plan on the connection before this one stopped."""
-        assert isinstance(other, DeribitAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
-        self._books.take_over(other._books)  # noqa: SLF001
-        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
-        for channel, route in self._routes.items():
-            theirs = other._routes.get(channel)  # noqa: SLF001
-            if isinstance(route, Quotes) and isinstance(theirs, Quotes):
-                route.told = theirs.told
-                route.last_ms = route.floor_ms = theirs.last_ms
-            elif isinstance(route, Series) and isinstance(theirs, Series):
-                route.take_over(theirs)
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Ask for a new snapshot of a valid book, which stays valid until it comes."""
         self._books.renew(instrument.symbol, now_ns)
@@ -256,27 +225,6 @@ class DeribitAdapter:
     def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:
         """Report as lost what the venue does not give."""
         self._trades.refused(request.key.partition(":")[2], status, ts_recv_ns, out)
-
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Do what is due: silent streams, books to be sent anew, requests that had to wait, the login."""
-        late = self._ledger.overdue(now_ns)
-        self._begun_ns = self._begun_ns or now_ns
-        if not self._ready and now_ns - self._begun_ns > ANSWER_NS:
-            late += 1
-            self._begun_ns = now_ns
-        if late:
-            self._count["ack_timeouts"] += late
-            self._closing = True
-        self._closing = self._closing or (self._heard_ns > 0 and now_ns - self._heard_ns > SILENCE_NS)
-        if not self._silent:
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._end_hand_over()
-            self._trades.tick(now_ns, out)
-            self._wake(self._watchdog.check(now_ns), out)
-            self._renew(book.watch.stream for book in self._books.due(now_ns))
-        if self._login_due_ns and now_ns >= self._login_due_ns:
-            self._log_in(now_ns)
-        self._speak(now_ns, out)
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: no chain survives a reconnect."""
@@ -391,20 +339,13 @@ class DeribitAdapter:
         for part in deribit_rpc.parts(channels):
             self._ledger.ask(method, part)
 
-    def _renew(self, channels: Iterable[str]) -> None:
-        """Leave channels; what was left is subscribed again when the venue has said so."""
-        wanted = list(channels)
-        if wanted:
-            self._ask("UNSUBSCRIBE", wanted)
-
-    def _speak(self, now_ns: int, out: Batch) -> None:
+    def _say(self, now_ns: int, out: Batch) -> None:
         """Hand over what is to be said and told."""
         says, self._says = self._says, []
         for message in says:
             out.send(message)
         if self._ready:
-            for message in self._ledger.take(now_ns):
-                out.send(message)
+            super()._say(now_ns, out)
         alerts, self._alerts = self._alerts, []
         for alert in alerts:
             out.alert(*alert)
@@ -422,21 +363,42 @@ class DeribitAdapter:
             keyword = "INDEX_LOCKED" if state.locked else "INDEX_UNLOCKED"
             out.alert("warn" if state.locked else "info", keyword, f"index={state.price_index}")
 
-    def _wake(self, silence: Silence, out: Batch) -> None:
-        """Subscribe silent streams again."""
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        self._renew(watch.stream for watch in silence.again)
+    # -------------------------------------------------------------- what is due
 
-    def _end_hand_over(self) -> None:
-        """Nothing of the connection before this one can come twice any more."""
-        self._handed_over_ns = 0
-        for book in self._books:
-            if book.state == RESUMING:
-                book.state = LIVE
+    def _keep_alive(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (the venue beats, and is answered)
+        self._closing = self._closing or (self._heard_ns > 0 and now_ns - self._heard_ns > SILENCE_NS)
+        if self._login_due_ns and now_ns >= self._login_due_ns:
+            self._log_in(now_ns)
+
+    def _late(self, now_ns: int) -> int:
+        late = super()._late(now_ns)
+        self._begun_ns = self._begun_ns or now_ns
+        if not self._ready and now_ns - self._begun_ns > ANSWER_NS:
+            late += 1
+            self._begun_ns = now_ns
+        return late
+
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        self._trades.tick(now_ns, out)
+        return self._books.due(now_ns)
+
+    def _again(self, streams: Sequence[str], out: Batch) -> None:  # noqa: ARG002  (nothing to tell)
+        """Leave channels; what was left is subscribed again when the venue has said so."""
+        self._ask("UNSUBSCRIBE", streams)
+
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        self._books.take_over(other._books)
+        self._trades.take_over(other._trades, now_ns, out)
+        for channel, route in self._routes.items():
+            theirs = other._routes.get(channel)
+            if isinstance(route, Quotes) and isinstance(theirs, Quotes):
+                route.told = theirs.told
+                route.last_ms = route.floor_ms = theirs.last_ms
+            elif isinstance(route, Series) and isinstance(theirs, Series):
+                route.take_over(theirs)
+
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
+        self._books.end_hand_over()
         self._trades.end_hand_over()
         for route in self._routes.values():
             if isinstance(route, Quotes | Series):

@@ -14,9 +14,8 @@ without sizes (S2_, KS_, NS2), so quotes are derived from the book, and none in 
 shows the token that was valid when it was made; when that is replaced, another connection takes over.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import orjson
 
@@ -24,7 +23,7 @@ from feeder.batch import Batch, Request, VenueError
 from feeder.credentials import Credentials
 from feeder.settings import VenueSettings
 from feeder.venues import ls_markets
-from feeder.venues.base import NS_PER_S, Adapter, Grant, Plan, Shared
+from feeder.venues.base import NS_PER_S, Grant, Plan, Shared
 from feeder.venues.ledger import Ledger, Method
 from feeder.venues.ls_books import Book, Books
 from feeder.venues.ls_markets import LIMITS, STATES, VENUE, Boards, Stock, key_of
@@ -53,13 +52,13 @@ from feeder.venues.ls_sessions import (
     trades,
 )
 from feeder.venues.ls_trades import Chain, Day, Trades
-from feeder.venues.watch import Silence, Watch, Watchdog
+from feeder.venues.subscribed import Subscribed
+from feeder.venues.watch import Silence, Watch
 from market_types.enums import Flag, InstrumentStatus, StatKind
 from market_types.instruments import Instrument
 from market_types.venues import Venue
 
 REGISTER, RELEASE = "3", "4"
-HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
 INTERRUPTION_NS: Final = 300 * NS_PER_S  # it takes two minutes; longer, its end was missed
 AWAKE_NS: Final = 300 * NS_PER_S  # a market that opened says something within
 _EXCHANGES: Final = {"1": Exchange.KOSPI, "2": Exchange.KOSDAQ, "6": Exchange.NXT}
@@ -106,30 +105,23 @@ class Kept:
         self.broken = False
 
 
-class LsAdapter:
+class LsAdapter(Subscribed):
     """One connection."""
 
     def __init__(self, plan: Plan, shared: Shared, boards: Boards) -> None:
+        super().__init__(plan, shared, Ledger(self._encode, per_s=LIMITS.messages_per_s, at_once=1))
         self._shared = shared
-        self._count: Counter[str] = shared.counters
         self._floor: Floor = shared.kept.setdefault(_FLOOR, Floor())
         self._instruments = {instrument.symbol: instrument for instrument in plan.instruments}
         self._stocks = {one.symbol: boards.stock(one) for one in plan.instruments}
         self._kept: dict[str, Kept] = {
             one.symbol: shared.kept.setdefault(one.number, Kept()) for one in plan.instruments
         }
-        self._streams = plan.streams
         self._token = shared.token
-        self._ledger = Ledger(self._encode, per_s=LIMITS.messages_per_s, at_once=1)
         self._open: dict[int, tuple[str, str]] = {}  # number -> kind of request, stream
         self._unauthorized: list[str] = []  # refused for the token, asked again with the next one
-        self._refused: list[tuple[str, Header]] = []  # to tell of
-        self._watchdog = Watchdog()
         self._books = Books(shared.counters, self._quotes)
         self._trades = Trades(shared.counters)
-        self._silent = False  # another connection publishes
-        self._handed_over_ns = 0  # when this one took over, until nothing more can come twice
-        self._closing = False
         self._since_ns = 0  # when it began to be watched
         for stream in plan.streams:
             tr, _, key = stream.partition(":")
@@ -146,7 +138,7 @@ class LsAdapter:
     @property
     def subscribed(self) -> bool:
         """Return whether every stream was acknowledged, or refused for good."""
-        return self._ledger.complete and not self._unauthorized
+        return super().subscribed and not self._unauthorized
 
     @property
     def syncing(self) -> bool:
@@ -157,12 +149,7 @@ class LsAdapter:
     def closing(self) -> bool:
         """Return whether the token was replaced, or the venue answers no more or sends nothing any more."""
         replaced = self.subscribed and self._token is not self._shared.token
-        return self._closing or replaced or self._watchdog.hopeless
-
-    def hello(self) -> list[bytes]:
-        """Return the first registrations; what the venue's pace leaves over follows with `tick`."""
-        self._ledger.ask("SUBSCRIBE", self._streams)
-        return self._ledger.take(0)
+        return super().closing or replaced
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -216,15 +203,6 @@ class LsAdapter:
         self._reply(header, ts_recv_ns)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
-        """Go on where the adapter of the same plan on the connection before this one stopped."""
-        assert isinstance(other, LsAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
-        self._books.take_over(other._books)  # noqa: SLF001
-        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Ask for a book by REST."""
         if self._books.get(instrument.symbol) is not None:
@@ -245,33 +223,6 @@ class LsAdapter:
             self._trades.refused(symbol, ts_recv_ns, out)
         else:
             self._books.refused(symbol, ts_recv_ns)
-
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Do what is due: registrations, REST calls, silent streams, interruptions whose end was missed."""
-        late = self._ledger.overdue(now_ns)
-        if late:
-            self._count["ack_timeouts"] += late
-            self._closing = True
-        if self._unauthorized and self._shared.token is not self._token:
-            self._token = self._shared.token
-            again, self._unauthorized = self._unauthorized, []
-            self._ledger.ask("SUBSCRIBE", again)
-        for stream, header in self._refused:
-            self._count["refused_streams"] += 1
-            text = (header.rsp_msg or "")[:80]
-            out.alert("warn", "STREAM_REFUSED", f"stream={stream} code={header.rsp_cd} msg={text}")
-        self._refused.clear()
-        if not self._silent:
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._handed_over_ns = 0
-                self._books.end_hand_over(now_ns, out)
-                self._trades.end_hand_over()
-            self._books.tick(now_ns, out)
-            self._trades.tick(now_ns, out)
-            self._end_interruptions(now_ns, out)
-            self._watch(now_ns, out)
-        for message in self._ledger.take(now_ns):
-            out.send(message)
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: nothing is replayed after a reconnect."""
@@ -313,7 +264,8 @@ class LsAdapter:
             return
         outcome = self._ledger.settle(number, refused=header.rsp_cd != OK)
         self._watchdog.acked(outcome.flowing, ts_recv_ns)
-        self._refused += [(stream, header) for stream in outcome.refused]
+        told = f"code={header.rsp_cd} msg={(header.rsp_msg or '')[:80]}"
+        self._refused += [(stream, told) for stream in outcome.refused]
         for stream in outcome.flowing:
             book = self._books.get(stream.partition(":")[2])
             if book is not None and book.watch.stream == stream and book.last is None:
@@ -392,7 +344,20 @@ class LsAdapter:
 
     # -------------------------------------------------------------- silence
 
-    def _watch(self, now_ns: int, out: Batch) -> None:
+    def _keep_alive(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
+        """Register with a new token what was refused for the old one."""
+        if self._unauthorized and self._shared.token is not self._token:
+            self._token = self._shared.token
+            again, self._unauthorized = self._unauthorized, []
+            self._ledger.ask("SUBSCRIBE", again)
+
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        self._books.tick(now_ns, out)
+        self._trades.tick(now_ns, out)
+        self._end_interruptions(now_ns, out)
+        return ()
+
+    def _silence(self, now_ns: int, out: Batch) -> Silence:
         """Judge streams while their exchange trades, and has said today that it does."""
         self._floor.begin(now_ns)
         for stream, watch in self._watchdog.watches.items():
@@ -400,13 +365,14 @@ class LsAdapter:
             is_due = stock is not None and stream.partition(":")[0] in stock.trs[:2]
             if stock is None or not is_due or not self._judged(stock, now_ns):
                 watch.rests(now_ns)
-        self._wake(self._watchdog.check(now_ns), out)
+        silence = super()._silence(now_ns, out)
         self._since_ns = self._since_ns or now_ns
         told = self._floor.silence == self._floor.day
         if not (self._floor.heard or told) and now_ns - self._since_ns > AWAKE_NS and self._opened(now_ns):
             self._floor.silence = self._floor.day
             self._closing = self._ledger.complete
             out.alert("warn", "MARKET_SILENT", "nothing came since the open: a holiday, or a dead connection")
+        return silence
 
     def _judged(self, stock: Stock, now_ns: int) -> bool:
         return stock.exchange in self._floor.heard and trades(stock.exchange, now_ns)
@@ -416,18 +382,15 @@ class LsAdapter:
         exchanges = {stock.exchange for stock in self._stocks.values()}
         return any(trades(one, now_ns) and trades(one, now_ns - AWAKE_NS) for one in exchanges)
 
-    def _wake(self, silence: Silence, out: Batch) -> None:
-        """Register silent streams again."""
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            never = "" if watch.n else " heard=never"
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}{never}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        if silence.again:
-            streams = [watch.stream for watch in silence.again]
-            self._ledger.ask("UNSUBSCRIBE", streams)
-            self._ledger.ask("SUBSCRIBE", streams)
+    # -------------------------------------------------------------- hand-over
+
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        self._books.take_over(other._books)
+        self._trades.take_over(other._trades, now_ns, out)
+
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:
+        self._books.end_hand_over(now_ns, out)
+        self._trades.end_hand_over()
 
 
 class LsMarket:

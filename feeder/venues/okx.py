@@ -22,13 +22,13 @@ Source: the venue's documents as of 2026-11, and the recordings where they diffe
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Final, Self
 
 import orjson
 
 from feeder.batch import Batch, Request, VenueError
 from feeder.settings import VenueSettings
-from feeder.venues import okx_markets
+from feeder.venues import okx_markets, quotes
 from feeder.venues.base import NS_PER_MS, NS_PER_S, Adapter, Plan, Shared
 from feeder.venues.ledger import Ledger, Method, Outcome
 from feeder.venues.okx_books import ChecksumBooks, OkxBook, OkxBooks
@@ -47,8 +47,10 @@ from feeder.venues.okx_messages import (
 )
 from feeder.venues.okx_stats import Statistics
 from feeder.venues.okx_trades import Trades, TradeStream
+from feeder.venues.quotes import Quotes
+from feeder.venues.subscribed import Subscribed
 from feeder.venues.trade_ids import TradeIds
-from feeder.venues.watch import LONGEST_TIMES, Silence, Watch, Watchdog
+from feeder.venues.watch import LONGEST_TIMES
 from market_types.enums import NO_SEQ
 from market_types.instruments import Instrument
 
@@ -56,7 +58,6 @@ PING: Final = b"ping"
 PING_EVERY_NS: Final = 20 * NS_PER_S  # the venue closes after 30 s of silence
 PONG_DEADLINE_NS: Final = 10 * NS_PER_S
 QUIET_NS: Final = 75 * NS_PER_S  # a book that rests says so every minute; recorded were 20 s
-HAND_OVER_NS: Final = 5 * NS_PER_S  # a new connection may lag behind the old one so long
 STREAMS_PER_REQUEST: Final = 100
 OPERATIONS_PER_HOUR: Final = 480
 OPERATIONS_KEPT: Final = 40  # left when the connection is given up for a new one, which has as many again
@@ -76,41 +77,19 @@ def encode(method: Method, streams: Sequence[str], number: int) -> bytes:
     return orjson.dumps({"id": str(number), "op": method.lower(), "args": args})
 
 
-class Quotes:
-    """The best bid and offer of one instrument.
-
-    last_seq   of the last one published
-    floor_seq  of the last one another connection published before this one took over
-    """
-
-    __slots__ = ("floor_seq", "instrument", "last_seq", "watch")
-
-    def __init__(self, instrument: Instrument, watch: Watch) -> None:
-        self.instrument = instrument
-        self.watch = watch
-        self.last_seq = NO_SEQ
-        self.floor_seq = NO_SEQ
-
-
-class OkxAdapter:
+class OkxAdapter(Subscribed):
     """One connection."""
 
     books_type: type[OkxBooks] = OkxBooks
 
     def __init__(self, plan: Plan, shared: Shared) -> None:
-        self._count = shared.counters
-        self._ledger = Ledger(encode, per_s=okx_markets.LIMITS.messages_per_s, at_once=STREAMS_PER_REQUEST)
-        self._streams = plan.streams
-        self._watchdog = Watchdog()
+        per_s = okx_markets.LIMITS.messages_per_s
+        super().__init__(plan, shared, Ledger(encode, per_s=per_s, at_once=STREAMS_PER_REQUEST))
         self._sent_ns: deque[int] = deque()  # requests of the last hour
         self._leaving: set[str] = set()  # unsubscribed, not yet acknowledged
         self._left: list[str] = []  # acknowledged, to be subscribed again with the rest
-        self._refused: list[tuple[str, Reply]] = []  # streams to tell of
-        self._silent = False  # another connection publishes
-        self._closing = False
         self._heard_ns = 0
         self._pinged_ns = 0
-        self._handed_over_ns = 0  # when this one took over, until nothing more can come twice
         self._quotes: dict[str, Quotes] = {}
         instruments = {instrument.symbol: instrument for instrument in plan.instruments}
         books: list[OkxBook] = []
@@ -134,24 +113,9 @@ class OkxAdapter:
     # -------------------------------------------------------------- what the runner asks
 
     @property
-    def subscribed(self) -> bool:
-        """Return whether every stream was acknowledged, or refused for good."""
-        return self._ledger.complete
-
-    @property
     def syncing(self) -> bool:
         """Return whether a book waits for the venue to send it."""
         return self._books.syncing
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the venue ends the connection, answers no more or sends nothing any more."""
-        return self._closing or self._watchdog.hopeless
-
-    def hello(self) -> list[bytes]:
-        """Return the first requests; what the pace leaves over follows with `tick`."""
-        self._ledger.ask("SUBSCRIBE", self._streams)
-        return self._take(0)
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -175,19 +139,6 @@ class OkxAdapter:
         self._reply(read_reply(message), ts_recv_ns)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:
-        """Go on where the adapter of the same plan on the connection before this one stopped."""
-        assert isinstance(other, OkxAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
-        for symbol, quotes in self._quotes.items():
-            if symbol in other._quotes:  # noqa: SLF001
-                quotes.last_seq = quotes.floor_seq = other._quotes[symbol].last_seq  # noqa: SLF001
-        self._books.take_over(other._books)  # noqa: SLF001
-        self._trades.take_over(other._trades, now_ns, out)  # noqa: SLF001
-        self._stats.take_over(other._stats)  # noqa: SLF001
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Have a valid book sent anew; it stays valid until it comes."""
         self._books.renew(instrument.symbol, now_ns)
@@ -209,24 +160,6 @@ class OkxAdapter:
         else:
             self._trades.refused(symbol, status, ts_recv_ns, out)
 
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Do what is due: pings, silent streams, broken books, requests that had to wait."""
-        self._beat(now_ns, out)
-        if late := self._ledger.overdue(now_ns):
-            self._count["ack_timeouts"] += late
-            self._closing = True
-        for stream, reply in self._refused:
-            self._count["refused_streams"] += 1
-            out.alert("warn", "STREAM_REFUSED", f"stream={stream} code={reply.code} msg={reply.msg[:80]}")
-        self._refused.clear()
-        if not self._silent:
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._end_hand_over()
-            self._trades.tick(now_ns, out)
-            self._wake(self._watchdog.check(now_ns), out)
-            self._recover(now_ns)
-        self._flush(now_ns, out)
-
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book: nothing is replayed after a reconnect."""
         self._books.clear(now_ns, out)
@@ -237,8 +170,8 @@ class OkxAdapter:
     def _book(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         book = self._books.message(read_books(message), ts_recv_ns, out)
         if 0 < book.due_ns <= ts_recv_ns:
-            self._recover(ts_recv_ns)
-            self._flush(ts_recv_ns, out)
+            self._again(self._books.due(ts_recv_ns), out)
+            self._say(ts_recv_ns, out)
 
     def _push(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         push = read_push(message)
@@ -254,24 +187,24 @@ class OkxAdapter:
 
     def _best(self, push: Push, ts_recv_ns: int, out: Batch) -> None:
         """Take best bid and offer; a minute without a change brings the last one again."""
-        quotes = self._quotes.get(push.arg.instId)
-        if quotes is None:
+        known = self._quotes.get(push.arg.instId)
+        if known is None:
             raise VenueError(f"bbo-tbt: {push.arg.instId!r}, which this connection did not ask for")
-        quotes.watch.heard(ts_recv_ns)
+        known.watch.heard(ts_recv_ns)
         for data in _read_best(bytes(push.data)):
-            if NO_SEQ < data.seqId <= quotes.floor_seq or NO_SEQ < data.seqId == quotes.last_seq:
+            if NO_SEQ < data.seqId <= known.floor_seq or NO_SEQ < data.seqId == known.last_seq:
                 continue
             bid, ask = (
                 side[0][:2] if side and len(side[0]) > 1 else ["0", "0"] for side in (data.bids, data.asks)
             )
-            quotes.last_seq = data.seqId
-            out.bbo(quotes.instrument, data.ts * NS_PER_MS, ts_recv_ns, data.seqId, *bid, *ask)
+            known.last_seq = data.seqId
+            out.bbo(known.instrument, data.ts * NS_PER_MS, ts_recv_ns, data.seqId, *bid, *ask)
 
     def _other(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Take a reply, or data whose keys come in another order than usual."""
         if _EVENT in message:
             self._reply(read_reply(message), ts_recv_ns)
-            self._flush(ts_recv_ns, out)
+            self._say(ts_recv_ns, out)
         else:
             self._push(message, ts_recv_ns, out)
 
@@ -307,7 +240,7 @@ class OkxAdapter:
             self._closing |= bool(self._leaving)  # which of them was meant cannot be told
             raise VenueError(f"request: refused with {reply.code} {reply.msg[:120]!r}")
         for stream in outcome.refused:
-            self._refused.append((stream, reply))
+            self._refused.append((stream, f"code={reply.code} msg={reply.msg[:80]}"))
             self._books.unavailable(stream.partition(":")[2])
             self._leaving.discard(stream)
         self._return()
@@ -322,7 +255,7 @@ class OkxAdapter:
             elif channel in _TRADES:
                 self._trades.subscribed(subject)
 
-    def _again(self, streams: Iterable[str]) -> None:
+    def _again(self, streams: Sequence[str], out: Batch) -> None:  # noqa: ARG002  (nothing to tell)
         """Subscribe streams anew: they are unsubscribed first, and the venue has to say so."""
         fresh = [stream for stream in streams if stream not in self._leaving and stream not in self._left]
         if fresh:
@@ -341,10 +274,6 @@ class OkxAdapter:
             self._ledger.ask("SUBSCRIBE", self._left)
             self._left = []
 
-    def _recover(self, now_ns: int) -> None:
-        """Have the books sent anew that are due."""
-        self._again([book.watch.stream for book in self._books.due(now_ns)])
-
     def _take(self, now_ns: int) -> list[bytes]:
         """Return the requests that may go now, and count them by the hour: they are used up some day."""
         messages = self._ledger.take(now_ns)
@@ -358,13 +287,9 @@ class OkxAdapter:
             self._closing = True
         return messages
 
-    def _flush(self, now_ns: int, out: Batch) -> None:
-        for message in self._take(now_ns):
-            out.send(message)
+    # -------------------------------------------------------------- what is due
 
-    # -------------------------------------------------------------- time
-
-    def _beat(self, now_ns: int, out: Batch) -> None:
+    def _keep_alive(self, now_ns: int, out: Batch) -> None:
         """Ping, and give the connection up if nothing comes after it."""
         if self._pinged_ns > self._heard_ns and now_ns - self._pinged_ns > PONG_DEADLINE_NS:
             self._count["pong_timeouts"] += not self._closing
@@ -373,21 +298,18 @@ class OkxAdapter:
             self._pinged_ns = now_ns
             out.send(PING)
 
-    def _wake(self, silence: Silence, out: Batch) -> None:
-        """Subscribe silent streams again, all in shared requests: the venue counts requests, not streams."""
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            never = "" if watch.n else " heard=never"
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}{never}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        self._again([watch.stream for watch in silence.again])
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        self._trades.tick(now_ns, out)
+        return self._books.due(now_ns)
 
-    def _end_hand_over(self) -> None:
-        """Nothing of the connection before this one can come twice any more."""
-        self._handed_over_ns = 0
-        for quotes in self._quotes.values():
-            quotes.floor_seq = NO_SEQ
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        quotes.take_over(self._quotes, other._quotes)
+        self._books.take_over(other._books)
+        self._trades.take_over(other._trades, now_ns, out)
+        self._stats.take_over(other._stats)
+
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
+        quotes.end_hand_over(self._quotes)
         self._books.end_hand_over()
         self._trades.end_hand_over()
         self._stats.end_hand_over()

@@ -214,12 +214,6 @@ class OkxBooks(StreamBooks):
         book.joined_ms = 0
         super().end(book, reason, now_ns, out, first=first, last=last)
 
-    def end_hand_over(self) -> None:
-        """Nothing of the connection before this one can come twice any more."""
-        for book in self._by_symbol.values():
-            if book.state == RESUMING:
-                book.state = LIVE
-
 
 class _Side:
     """One side of a book in the venue's own text, best first.

@@ -148,12 +148,12 @@ class StreamBooks:
 
     # -------------------------------------------------------------- subscriptions
 
-    def due(self, now_ns: int) -> list[StreamBook]:
-        """Return the books whose streams are to be subscribed anew now; each waits for its snapshot then."""
+    def due(self, now_ns: int) -> list[str]:
+        """Return the streams that are to be subscribed anew now; each book waits for its snapshot then."""
         found = [book for book in self._books.values() if 0 < book.due_ns <= now_ns]
         for book in found:
             book.due_ns = now_ns + PATIENCE_NS
-        return found
+        return [book.watch.stream for book in found]
 
     def renew(self, symbol: str, now_ns: int) -> None:
         """Have a book sent anew, which stays valid until then."""
@@ -178,3 +178,9 @@ class StreamBooks:
                 book.breaks, book.live_ns = known.breaks, known.live_ns
                 if known.state != GATHERING:
                     book.state, book.last_seq = RESUMING, known.last_seq
+
+    def end_hand_over(self) -> None:
+        """Take for this connection's own the books whose snapshot never came."""
+        for book in self._books.values():
+            if book.state == RESUMING:
+                book.state, book.due_ns = LIVE, 0

@@ -13,14 +13,15 @@ Nothing is acknowledged: that data flows, or the answer to a PING behind the req
 request replaces the one before it, so it always names everything.
 """
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, Self
 
 import orjson
 
 from feeder.batch import Batch, Request, VenueError
-from feeder.venues.base import NS_PER_S, Adapter, Plan, Shared
+from feeder.venues.base import NS_PER_S, Plan, Shared
 from feeder.venues.pool import Pool
+from feeder.venues.subscribed import Watched
 from feeder.venues.ticketed_books import WholeBook, WholeBooks
 from feeder.venues.ticketed_messages import (
     Control,
@@ -36,13 +37,12 @@ from feeder.venues.ticketed_messages import (
 )
 from feeder.venues.ticketed_trades import Tape, TicketedTrades
 from feeder.venues.trade_memory import TradeMemory
-from feeder.venues.watch import Silence, Watch, Watchdog
+from feeder.venues.watch import Watch
 from market_types.enums import StatKind
 from market_types.instruments import Instrument
 
 PING_EVERY_NS: Final = 20 * NS_PER_S  # a connection whose client says nothing is cut after 60 s
 ANSWER_NS: Final = 10 * NS_PER_S  # for the first word of the venue
-HAND_OVER_NS: Final = 5 * NS_PER_S
 CALLS_AT_ONCE: Final = 5  # for past trades, by all connections: half of what Upbit allows
 CALLS_PER_S: Final = 5.0
 
@@ -67,16 +67,15 @@ class Series:
         self.values: dict[StatKind, str] = {}
 
 
-class TicketedAdapter:
+class TicketedAdapter(Watched):
     """One connection.
 
     alike  whether REST numbers trades as the stream does
     """
 
     def __init__(self, plan: Plan, shared: Shared, *, alike: bool) -> None:
+        super().__init__(shared)
         self._shared = shared
-        self._count = shared.counters
-        self._watchdog = Watchdog()
         self._request = _request(plan.streams)
         instruments = {instrument.symbol: instrument for instrument in plan.instruments}
         books: list[WholeBook] = []
@@ -97,10 +96,7 @@ class TicketedAdapter:
         shared.requests = shared.requests or Pool(CALLS_AT_ONCE, CALLS_PER_S)
         self._trades = TicketedTrades(shared.counters, tapes, shared.requests, alike=alike)
         self._answered = False
-        self._closing = False
-        self._silent = False  # another connection publishes
-        self._again = False  # everything is to be asked for once more
-        self._handed_over_ns = 0
+        self._wanted = False  # everything, once more
         self._attended = False  # what a book tells of the venue's time is known to the trades
         self._asked_ns = 0  # of the request, 0 = before the clock was known
         self._pinged_ns = 0
@@ -116,11 +112,6 @@ class TicketedAdapter:
     def syncing(self) -> bool:
         """Return whether the first frames are still to come."""
         return not self._answered
-
-    @property
-    def closing(self) -> bool:
-        """Return whether the venue refused the request or says nothing any more."""
-        return self._closing or self._watchdog.hopeless
 
     def hello(self) -> list[bytes]:
         """Return the request, and a PING whose answer shows that it was taken."""
@@ -152,23 +143,10 @@ class TicketedAdapter:
         self._control(said, None)
         return True
 
-    def take_over(self, other: Adapter, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
-        """Go on where the adapter of the same plan on the connection before this one stopped."""
-        assert isinstance(other, TicketedAdapter)
-        self._silent = False
-        self._handed_over_ns = now_ns
-        self._watchdog.take_over(other._watchdog)  # noqa: SLF001  (the same class, all of them)
-        self._books.take_over(other._books)  # noqa: SLF001
-        self._trades.take_over(other._trades)  # noqa: SLF001
-        for code, series in self._series.items():
-            known = other._series.get(code)  # noqa: SLF001
-            if known is not None:
-                series.last_ns, series.values, series.state = known.last_ns, known.values, known.state
-
     def renew_book(self, instrument: Instrument, now_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Have everything repeated: the book is published once more, and stays valid until then."""
         self._books.renew(instrument.symbol)
-        self._again = True
+        self._wanted = True
 
     def answer(self, request: Request, body: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Take past trades. Raises VenueError."""
@@ -177,28 +155,6 @@ class TicketedAdapter:
     def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:  # noqa: ARG002
         """Report as lost what the venue does not give."""
         self._trades.refused(request.key.partition(":")[2], ts_recv_ns, out)
-
-    def tick(self, now_ns: int, out: Batch) -> None:
-        """Ping, ask for missing trades, ask for everything again where a stream stays silent."""
-        self._asked_ns = self._asked_ns or now_ns
-        self._pinged_ns = self._pinged_ns or now_ns
-        if not self._answered and not self._closing and now_ns - self._asked_ns > ANSWER_NS:
-            self._count["ack_timeouts"] += 1
-            self._closing = True
-        if not self._silent:
-            if not self._attended and (venue_ns := self._books.latest_ns):
-                self._attended = True
-                self._trades.attend(venue_ns)
-            if self._handed_over_ns and now_ns - self._handed_over_ns > HAND_OVER_NS:
-                self._end_hand_over()
-            self._trades.tick(now_ns, out)
-            self._wake(self._watchdog.check(now_ns), out)
-        if self._again:
-            self._again = False
-            out.send(self._request)
-        if now_ns - self._pinged_ns >= PING_EVERY_NS:
-            self._pinged_ns = now_ns
-            out.send(b"PING")
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
         """Clear every valid book."""
@@ -257,18 +213,41 @@ class TicketedAdapter:
                 self._shared.relist = True
             series.state = state
 
-    def _wake(self, silence: Silence, out: Batch) -> None:
-        """Tell of streams that fell silent or came back, and ask for everything again: there is no less."""
-        for watch in silence.stale:
-            self._count["stale_streams"] += 1
-            never = "" if watch.n else " heard=never"
-            out.alert("warn", "STREAM_STALE", f"symbol={watch.symbol} stream={watch.stream}{never}")
-        for watch in silence.back:
-            out.alert("info", "STREAM_BACK", f"symbol={watch.symbol} stream={watch.stream}")
-        self._again = self._again or bool(silence.again)
+    # -------------------------------------------------------------- what is due
 
-    def _end_hand_over(self) -> None:
-        self._handed_over_ns = 0
+    def _late(self, now_ns: int) -> int:
+        self._asked_ns = self._asked_ns or now_ns
+        return not self._answered and not self._closing and now_ns - self._asked_ns > ANSWER_NS
+
+    def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
+        if not self._attended and (venue_ns := self._books.latest_ns):
+            self._attended = True
+            self._trades.attend(venue_ns)
+        self._trades.tick(now_ns, out)
+        return ()
+
+    def _again(self, streams: Sequence[str], out: Batch) -> None:  # noqa: ARG002  (there is no less)
+        """Ask for everything once more."""
+        self._wanted = True
+
+    def _say(self, now_ns: int, out: Batch) -> None:
+        self._pinged_ns = self._pinged_ns or now_ns
+        if self._wanted:
+            self._wanted = False
+            out.send(self._request)
+        if now_ns - self._pinged_ns >= PING_EVERY_NS:
+            self._pinged_ns = now_ns
+            out.send(b"PING")
+
+    def _follow(self, other: Self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
+        self._books.take_over(other._books)
+        self._trades.take_over(other._trades)
+        for code, series in self._series.items():
+            known = other._series.get(code)
+            if known is not None:
+                series.last_ns, series.values, series.state = known.last_ns, known.values, known.state
+
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
         self._books.end_hand_over()
         self._trades.end_hand_over()
 

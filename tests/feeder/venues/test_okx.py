@@ -1045,7 +1045,8 @@ def test_a_connection_is_given_up_before_its_480_requests_an_hour_are_used(
         line.adapter.renew_book(made.instruments[SWAP], made.now_ns, made.batch)
         made.wait(1)
     sent = [message for message in line.said if message != b"ping"]
-    assert len(sent) == OPERATIONS_PER_HOUR - OPERATIONS_KEPT
+    given_up = OPERATIONS_PER_HOUR - OPERATIONS_KEPT
+    assert given_up <= len(sent) <= given_up + 1  # a stream that was just left is subscribed again
     assert made.valid(SWAP)
     assert made.counters["requests_used_up"]
 
