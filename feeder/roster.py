@@ -216,17 +216,28 @@ class Roster:
         self._deploy()
 
     async def _volumes(self) -> dict[str, float]:
-        """Return what to rank by; nothing where the venue does not tell, and then its own order counts."""
-        request = self.feed.market.volumes_request()
-        try:
-            answer = await self.feed.rest.call(request)
-            if answer.status == 200:
-                return self.feed.market.volumes(answer.body)
-            problem = f"HTTP {answer.status}"
-        except (OSError, aiohttp.ClientError, TimeoutError, VenueError) as error:
-            problem = f"{type(error).__name__}: {error}"
-        log.warning("volumes_unknown", market=self.feed.market.name, path=request.path, problem=problem)
-        return {}
+        """Return what to rank by, page by page.
+
+        A page that the venue does not tell is left out, and so are those behind it when it cannot be reached:
+        what has no volume follows in the venue's own order.
+        """
+        market = self.feed.market
+        volumes: dict[str, float] = {}
+        page: Request | None = market.volumes_request()
+        while page is not None:
+            request, page, problem = page, None, ""
+            try:
+                answer = await self.feed.rest.call(request)
+                page = market.next_page(request, answer.body)
+                if answer.status == 200:
+                    volumes |= market.volumes(answer.body)
+                else:
+                    problem = f"HTTP {answer.status}"
+            except (OSError, aiohttp.ClientError, TimeoutError, VenueError) as error:
+                problem = f"{type(error).__name__}: {error}"
+            if problem:
+                log.warning("volumes_unknown", market=market.name, path=request.path, problem=problem)
+        return volumes
 
     def _deploy(self) -> None:
         """Let the links carry what the places say."""

@@ -180,11 +180,19 @@ class BybitRest:
         return symbol
 
     def _tickers(self, query: Mapping[str, str]) -> Answer:
-        """Answer with the tickers told so far; of those that were not, with the first one."""
+        """Answer with the tickers told so far; of those that were not, with the first one.
+
+        Those of options are asked for by symbol or by base coin.
+        """
+        by_coin = self._capture.market == "option" and "symbol" not in query
+        if by_coin and "baseCoin" not in query:
+            raise WrongRequest("params error: symbol or baseCoin is required")
         rows = []
         for symbol in self._symbols.values():
             stream = symbol.stream("tickers")
             if stream is None or query.get("symbol", symbol.text) != symbol.text:
+                continue
+            if by_coin and self._entry(symbol)["baseCoin"] != query["baseCoin"]:
                 continue
             recorded = self._recorded_of[stream]
             first = self._capture.script.positions[recorded][0] + 1

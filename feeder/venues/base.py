@@ -160,16 +160,20 @@ class Market(Protocol):
         """Return the REST calls for the first pages of the list of instruments."""
 
     def next_page(self, request: Request, body: bytes) -> Request | None:
-        """Return the call for the page behind `body`, None behind the last one. Raises VenueError."""
+        """Return the call for the page behind `body`, None behind the last one. Raises VenueError.
+
+        Of volumes each page is complete in itself: what follows stands in the key of `request`, so `body` is
+        not read and may be the venue's refusal.
+        """
 
     def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
         """Return the instruments of all pages, without numbers and channels. Raises VenueError."""
 
     def volumes_request(self) -> Request:
-        """Return the REST call for 24 h volumes."""
+        """Return the REST call for the first page of 24 h volumes."""
 
     def volumes(self, body: bytes) -> dict[str, float]:
-        """Return 24 h volumes in quote currency by the venue's text, to rank by. Raises VenueError."""
+        """Return a page's 24 h volumes in quote currency by the venue's text. Raises VenueError."""
 
     def category(self, instrument: Instrument) -> str:
         """Return the word configuration selects it by: spot, perp, future, option, equity."""

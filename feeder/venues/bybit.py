@@ -24,22 +24,25 @@ class BybitMarket:
     def __init__(self) -> None:
         self.terms = self.adapter_type.terms
         self.name = self.terms.name
+        self._coins: Sequence[str] = ("BTC",)  # of what is listed
 
     def instruments_requests(self) -> list[Request]:
         """Return the calls for the first pages of instruments-info."""
         return bybit_markets.instruments_requests(self.terms)
 
     def next_page(self, request: Request, body: bytes) -> Request | None:
-        """Return the call for the page that a page's cursor leads to. Raises VenueError."""
+        """Return the call for the page a cursor leads to, or the next coin's volumes. Raises VenueError."""
         return bybit_markets.next_page(request, body)
 
     def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
         """Return all instruments the venue lists, whatever their status. Raises VenueError."""
-        return bybit_markets.instruments(self.terms, bodies)
+        listed = bybit_markets.instruments(self.terms, bodies)
+        self._coins = tuple(dict.fromkeys(one.base for one in listed)) or self._coins
+        return listed
 
     def volumes_request(self) -> Request:
-        """Return the call for tickers."""
-        return bybit_markets.volumes_request(self.terms)
+        """Return the call for tickers: of options those of one coin."""
+        return bybit_markets.volumes_request(self.terms, self._coins)
 
     def volumes(self, body: bytes) -> dict[str, float]:
         """Return 24 h volumes in quote currency by symbol. Raises VenueError."""

@@ -108,6 +108,7 @@ _RIGHTS = {"Call": OptionRight.CALL, "Put": OptionRight.PUT}
 #: no field tells the strike
 _STRIKE = re.compile(r"[^-]+-\d{1,2}[A-Z]{3}\d\d-(\d+(?:\.\d+)?)-[CP](?:-[A-Z]+)?")
 
+_TICKERS = "tickers"
 _read_list = answer_reader(Instruments, "instruments-info")
 _read_volumes = answer_reader(DayVolumes, "tickers")
 
@@ -122,10 +123,14 @@ def instruments_requests(terms: Terms) -> list[Request]:
 
 
 def next_page(request: Request, body: bytes) -> Request | None:
-    """Return the call for the page that a page's cursor leads to. Raises VenueError.
+    """Return the call for the page that a page's cursor leads to, or for the next coin's volumes.
 
     A cursor comes escaped, and a last page may have one, too: behind it lies an empty page.
+    Raises VenueError.
     """
+    call, _, coins = request.key.partition(":")
+    if call == _TICKERS:
+        return volumes_request(OPTION, coins.split(",")) if coins else None
     page = _read_list(body)
     if not page.list or not page.nextPageCursor:
         return None
@@ -213,10 +218,16 @@ def _option(listed: Listed) -> tuple[OptionRight, int, int]:
     return _RIGHTS[listed.optionsType], *parse(match[1])
 
 
-def volumes_request(terms: Terms) -> Request:
-    """Return the call for 24 h volumes; that of options tells one coin alone."""
-    path = f"/v5/market/tickers?category={terms.name}" + ("&baseCoin=BTC" if terms is OPTION else "")
-    return Request(path, weight=1, priority=0, key="tickers")
+def volumes_request(terms: Terms, coins: Sequence[str]) -> Request:
+    """Return the call for 24 h volumes: of options for the first of these coins, as none is for all.
+
+    The coins that follow stand in its key.
+    """
+    path = f"/v5/market/tickers?category={terms.name}"
+    if terms is not OPTION:
+        return Request(path, weight=1, priority=0, key=_TICKERS)
+    key = f"{_TICKERS}:{','.join(coins[1:])}"
+    return Request(f"{path}&baseCoin={coins[0]}", weight=1, priority=0, key=key)
 
 
 def volumes(terms: Terms, body: bytes) -> dict[str, float]:

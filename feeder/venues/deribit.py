@@ -428,17 +428,16 @@ class DeribitMarket:
         return [Request(path, weight=2, priority=0, key="get_instruments")]
 
     def next_page(self, request: Request, body: bytes) -> Request | None:  # noqa: ARG002
-        """Return None: the list has one page."""
-        return None
+        """Return the call for the next currency's volumes; the list of instruments has one page."""
+        return deribit_markets.next_page(request)
 
     def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
         """Return all single-leg instruments the venue lists. Raises VenueError."""
         return deribit_markets.instruments(bodies)
 
     def volumes_request(self) -> Request:
-        """Return the call for the 24 h volumes of what is settled in BTC: none is for all currencies."""
-        path = "/api/v2/public/get_book_summary_by_currency?currency=BTC"
-        return Request(path, weight=1, priority=0, key="get_book_summary")
+        """Return the call for the 24 h volumes of one currency: none is for all."""
+        return deribit_markets.volumes_request()
 
     def volumes(self, body: bytes) -> dict[str, float]:
         """Return 24 h volumes in USD by the venue's text. Raises VenueError."""

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from feeder.batch import VenueError
+from feeder.batch import Request, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.base import NS_PER_MS, Limits, Plan
 from feeder.venues.decoding import decoder
@@ -28,6 +28,8 @@ CHANNELS_PER_SYMBOL: Final = 4
 PAUSE_S: Final = 10
 CALLS_AT_ONCE: Final = 9  # subscriptions: 3,000 of 30,000 credits each, and one in reserve
 CALLS_PER_S: Final = 3.0  # of the 10,000 credits a second that come back
+#: summaries are told by the currency of settlement, one in a call
+CURRENCIES: Final = ("BTC", "ETH", "USDC", "USDT", "EURR")
 #: of the venue as a whole, on the first connection
 VENUE_CHANNELS: Final = ("instrument.state.any.any", "platform_state")
 
@@ -66,6 +68,7 @@ _STATUS = {
 _RIGHTS = {"call": OptionRight.CALL, "put": OptionRight.PUT}
 _KINDS = frozenset(("future", "option", "spot"))  # combos have no kind on the wire
 
+_SUMMARIES = "get_book_summary"
 _read_list = decoder(Instruments, "get_instruments")
 _read_summaries = decoder(Summaries, "get_book_summary_by_currency")
 
@@ -149,6 +152,18 @@ def _kind(listed: Listed) -> tuple[MarketKind, int]:
     if listed.settlement_period == "perpetual":
         return (MarketKind.INVERSE_PERP if inverse else MarketKind.LINEAR_PERP), 0
     return (MarketKind.INVERSE_FUTURE if inverse else MarketKind.LINEAR_FUTURE), expiry_ns
+
+
+def volumes_request(currencies: Sequence[str] = CURRENCIES) -> Request:
+    """Return the call for the volumes of the first of these currencies; the others stand in its key."""
+    path = f"/api/v2/public/get_book_summary_by_currency?currency={currencies[0]}"
+    return Request(path, weight=1, priority=0, key=f"{_SUMMARIES}:{','.join(currencies[1:])}")
+
+
+def next_page(request: Request) -> Request | None:
+    """Return the call for the next currency's volumes; the list of instruments has one page."""
+    call, _, waiting = request.key.partition(":")
+    return volumes_request(waiting.split(",")) if call == _SUMMARIES and waiting else None
 
 
 def volumes(body: bytes) -> dict[str, float]:

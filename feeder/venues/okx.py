@@ -334,15 +334,15 @@ class OkxMarket:
         return okx_markets.list_requests()
 
     def next_page(self, request: Request, body: bytes) -> Request | None:
-        """Return the call for the next family of options, None behind the last. Raises VenueError."""
-        return okx_markets.next_list_request(request, body)
+        """Return the call for the next family of options, or type of volumes. Raises VenueError."""
+        return okx_markets.next_page(request, body)
 
     def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
         """Return the instruments of all lists, whatever their state. Raises VenueError."""
         return okx_markets.instruments(bodies)
 
     def volumes_request(self) -> Request:
-        """Return the call for 24 h volumes of swaps, the only ones that are ranked."""
+        """Return the call for 24 h volumes of one type of instruments: none is for all."""
         return okx_markets.volumes_request()
 
     def volumes(self, body: bytes) -> dict[str, float]:

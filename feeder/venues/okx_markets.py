@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 from feeder.batch import Request, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.base import NS_PER_MS, Limits, Plan
-from feeder.venues.okx_messages import Instruments, Listed, Tickers, decoder
+from feeder.venues.okx_messages import Instruments, Listed, Ticker, Tickers, decoder
 from market_types.configuration import SettingError
 from market_types.decimals import parse, to_text
 from market_types.enums import NULL_PRICE, InstrumentStatus, MarketKind, OptionRight
@@ -98,6 +98,8 @@ _TYPES = {
     MarketKind.OPTION: "OPTION",
 }
 
+TYPES: Final = ("SPOT", "SWAP", "FUTURES", "OPTION")
+_TICKERS: Final = "tickers"
 _LIST = "/api/v5/public/instruments?instType="
 _read_list = decoder(Instruments, "public/instruments")
 _read_tickers = decoder(Tickers, "market/tickers")
@@ -109,12 +111,16 @@ def list_requests() -> list[Request]:
     return [*calls, _call("/api/v5/public/underlying?instType=OPTION", "underlying")]
 
 
-def next_list_request(request: Request, body: bytes) -> Request | None:
-    """Return the call for the next family of options, None behind the last. Raises VenueError.
+def next_page(request: Request, body: bytes) -> Request | None:
+    """Return the call for the next family of options, or type of volumes; None behind the last.
 
-    The families that follow stand in the key.
+    Raises VenueError.
+
+    What follows stands in the key, the families or the types of volumes that are left.
     """
     word, _, rest = request.key.partition(":")
+    if word == _TICKERS:
+        return volumes_request(rest.split(",")) if rest else None
     if word == "underlying":
         rest = ",".join(name for row in _rows(body) if not isinstance(row, Listed) for name in row)
     elif word != "families":
@@ -210,20 +216,31 @@ def _multiplier(listed: Listed) -> tuple[int, int]:
     return parse(to_text(value * times, value_exp + times_exp))
 
 
-def volumes_request() -> Request:
-    """Return the call for 24 h volumes of swaps: there is none for all types at once."""
-    return _call("/api/v5/market/tickers?instType=SWAP", "tickers")
+def volumes_request(types: Sequence[str] = TYPES) -> Request:
+    """Return the call for 24 h volumes of the first of these types: there is none for all at once."""
+    return _call(f"/api/v5/market/tickers?instType={types[0]}", f"{_TICKERS}:{','.join(types[1:])}")
 
 
 def volumes(body: bytes) -> dict[str, float]:
-    """Return 24 h volumes of swaps in quote currency. Raises VenueError."""
+    """Return 24 h volumes of a type in quote currency. Raises VenueError."""
     answer = _read_tickers(body)
     if answer.code != "0":
         raise VenueError(f"market/tickers: code {answer.code} {answer.msg[:80]!r}, expected 0")
     try:
-        return {row.instId: float(row.volCcy24h or 0) * float(row.last or 0) for row in answer.data}
-    except ValueError as error:
-        raise VenueError(f"market/tickers: {error}") from error
+        return {row.instId: float(row.volCcy24h or 0) * _unit(row) for row in answer.data}
+    except (IndexError, ValueError) as error:
+        raise VenueError(f"market/tickers: {type(error).__name__}: {error}") from error
+
+
+def _unit(row: Ticker) -> float:
+    """Return what a unit of `volCcy24h` is worth: of spot that is quote currency, else it is base units.
+
+    That of an option is taken for its strike: its own price is in coins, and no underlying's is told.
+    Raises IndexError, ValueError.
+    """
+    if row.instType == "SPOT":
+        return 1.0
+    return float(row.instId.split("-")[3] if row.instType == "OPTION" else row.last or 0)
 
 
 # ------------------------------------------------------------------ connections

@@ -88,6 +88,7 @@ class Ticker(msgspec.Struct):
 
     instId: str  # noqa: N815
     ts: Millis
+    instType: str = ""  # noqa: N815
     last: str = ""
     open24h: str = ""
     high24h: str = ""

@@ -16,6 +16,7 @@ from feeder.selection import Choice
 from feeder.settings import Market, VenueSettings
 from feeder.venues.base import Plan, Shared
 from feeder.venues.binance import MARKETS
+from feeder.venues.deribit import DeribitMarket
 from market_types.enums import InstrumentStatus
 from market_types.instruments import Instrument
 from market_types.registry import SymbolRegistry
@@ -176,6 +177,53 @@ def test_the_greatest_by_volume_are_fed_and_stay(tmp_path: Path) -> None:
         assert desk.carried == [["AUSDT", "CUSDT"]]
 
     run(work, tmp_path, top=2)
+
+
+def test_volumes_come_page_by_page_and_what_no_page_tells_follows(tmp_path: Path) -> None:
+    """Of the five pages two are refused, and one is of no use: the others count all the same."""
+    coins = {
+        "BTC-PERPETUAL": 5.0,
+        "ETH-PERPETUAL": 9.0,
+        "SOL_USDC-PERPETUAL": 99.0,
+        "XRP_USDT-PERPETUAL": 7.0,
+    }
+    asked: list[str] = []
+
+    async def answer(request: Request) -> Answer:
+        if "get_instruments" in request.path:
+            rows = [
+                {
+                    "instrument_name": name, "kind": "future", "base_currency": name[:3], "tick_size": 0.5,
+                    "quote_currency": "USD", "min_trade_amount": 1, "settlement_period": "perpetual",
+                }
+                for name in coins
+            ]  # fmt: skip
+            return Answer(200, {}, orjson.dumps({"result": rows}))
+        currency = request.path.rpartition("=")[2]
+        asked.append(currency)
+        if currency == "USDC":
+            return Answer(400, {}, b"{}")
+        if currency == "EURR":
+            return Answer(200, {}, b"<html>")
+        told = [
+            {"instrument_name": name, "volume_usd": volume}
+            for name, volume in coins.items()
+            if currency in name
+        ]
+        return Answer(200, {}, orjson.dumps({"result": told}))
+
+    async def work(desk: Desk) -> None:
+        market, desk.call = DeribitMarket(), answer  # type: ignore[method-assign]
+        given = VenueSettings(symbols=("*",), ws_url=desk.url, rest_url=desk.url, top=2)
+        desk.feed = Feed(market, desk, desk.url, Shared())  # type: ignore[arg-type]
+        desk.roster = Roster(
+            desk, desk, desk.feed, Choice(given, ["*"]), SymbolRegistry(tmp_path, market.venue)
+        )
+        await desk.roster.begin()
+        assert asked == ["BTC", "ETH", "USDC", "USDT", "EURR"]
+        assert [one.symbol for one in desk.roster.instruments] == ["ETH-PERPETUAL", "XRP_USDT-PERPETUAL"]
+
+    run(work, tmp_path)
 
 
 def test_reassigning_matches_by_path_and_instruments(tmp_path: Path) -> None:

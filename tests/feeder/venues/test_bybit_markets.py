@@ -204,7 +204,9 @@ def test_volumes_rank_by_quote_currency(recordings: Path) -> None:
     assert MARKETS["inverse"].volumes(body) == {"BTCUSDT": 91705.276}  # contracts are dollars
     with pytest.raises(VenueError, match="tickers"):
         MARKETS["linear"].volumes(list_of({**ticker, "turnover24h": "much"}))
-    assert "baseCoin=BTC" in MARKETS["option"].volumes_request().path
+    request = MARKETS["linear"].volumes_request()
+    assert request.path == "/v5/market/tickers?category=linear"
+    assert MARKETS["linear"].next_page(request, body) is None
 
 
 # ------------------------------------------------------------------ connections and limits

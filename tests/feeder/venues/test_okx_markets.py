@@ -189,12 +189,12 @@ def test_options_are_listed_family_by_family() -> None:
     assert MARKET.next_page(requests[3], b'{"code":"0","msg":"","data":[[]]}') is None
 
 
-def test_volumes_rank_swaps_in_quote_currency() -> None:
+def test_volumes_rank_by_quote_currency() -> None:
     row = {"instId": "BTC-USDT-SWAP", "last": "60000", "volCcy24h": "2.5", "vol24h": "250", "ts": "1"}
     body = orjson.dumps({"code": "0", "msg": "", "data": [row, {"instId": "X-USDT-SWAP", "ts": "1"}]})
     assert MARKET.volumes(body) == {"BTC-USDT-SWAP": 150_000.0, "X-USDT-SWAP": 0.0}
-    assert MARKET.volumes_request().path == "/api/v5/market/tickers?instType=SWAP"
-    for bad in (b"", b'{"code":"50011","msg":"","data":[]}', body.replace(b"60000", b"much")):
+    option = body.replace(b'"instId":"BTC-USDT-SWAP"', b'"instType":"OPTION","instId":"BTC-USD"')
+    for bad in (b"", b'{"code":"50011","msg":"","data":[]}', body.replace(b"60000", b"much"), option):
         with pytest.raises(VenueError):
             MARKET.volumes(bad)
 
