@@ -70,6 +70,19 @@ class Book(msgspec.Struct):
         return not self.type and self.prev_change_id is None
 
 
+class BookParams(msgspec.Struct):
+    """What a notification of a book holds."""
+
+    channel: str
+    data: Book
+
+
+class BookPush(msgspec.Struct):
+    """A notification of a book, read in one go: most of what the venue says."""
+
+    params: BookParams
+
+
 class Trade(msgspec.Struct):
     """A row of `trades.{instrument}.{interval}`, and of past trades.
 

@@ -15,7 +15,7 @@ from feeder.venues.binance import MARKETS
 from tapecast.bench.captures import FAST, MERGED, VENUE, Recording
 from tapecast.bench.figures import Figure, Gate, Skipped, alternate
 from tapecast.bench.scale import Scale
-from tapecast.bench.whole_books import whole_books
+from tapecast.bench.venue_books import venue_books
 
 NAME = "decode"
 KINDS, MERGED_KINDS = ("depth", "bookTicker", "trade"), ("aggTrade",)
@@ -36,7 +36,7 @@ def decode(scale: Scale) -> Iterator[Figure]:
         for recording, kinds in ((fast, KINDS), (merged, MERGED_KINDS)):
             for kind in kinds:
                 yield _of_kind(recording, kind, scale)
-    yield from whole_books(scale)
+    yield from venue_books(scale)
 
 
 def _of_kind(recording: Recording, kind: str, scale: Scale) -> Figure:
