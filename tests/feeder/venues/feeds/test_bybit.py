@@ -22,21 +22,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder.batch import Request, VenueError
-from feeder.markets import speaking
 from feeder.quality import Quality
 from feeder.quality_settings import QualitySettings
-from feeder.settings import Market as Endpoints
-from feeder.settings import VenueSettings
 from feeder.venues.base import NS_PER_S, Plan, Shared
 from feeder.venues.bybit import MARKETS
 from feeder.venues.bybit_messages import hashed_id
 from market_types.enums import Aggressor, ClearReason, Flag, GapState, GapStream, MsgType, TradeFlag
-from market_types.instruments import Instrument
-from matching_engine.books import L2Books
-from recording import open_capture
-from replay.faults import Fault, Faults, FaultsFile
-from replay.stand_ins import stand_in_of
-from udp_protocol.payloads import decode
+from replay.faults import Fault
 
 LINEAR_V2, INVERSE_V2 = "20210417_BYBIT.ws.25.0.gz", "20210417_BYBIT.ws.26.0.gz"
 XRP = "20241201_XRPUSDT_ob500.jsonl.gz"
@@ -176,285 +168,33 @@ def samples(bybit: Path) -> Callable[[str, str], list[dict[str, Any]]]:
 # ------------------------------------------------------------------ the rig
 
 
-class Line:
-    """One connection: an adapter, and the stand-in's end of it."""
+class Bybit:
+    """What is Bybit's own of a rig: requests are read."""
 
-    def __init__(self, plan: Plan, adapter: Any, session: Any) -> None:
-        self.plan, self.adapter, self.session = plan, adapter, session
-        self.open = True
-        self.silent = False
-        self.kept: list[tuple[bytes, int]] = []
-        self.said: list[dict[str, Any]] = []
-
-
-class Rig:
-    """All connections of a feeder at a desk, and the stand-in, on the recording's own time.
-
-    deaf    topics whose requests the stand-in does not hear
-    out     what a subscriber sees: (frame's header, root, entries), in order
-    bad     messages that raised VenueError
-    answers changes what the venue answers to a request, before it is sent
-    """
-
-    def __init__(
-        self, make_desk: Callable[..., Any], path: Path, market: str | None = None, *,
-        faults: Sequence[Fault] = (), alias: int = 0, streams: Callable[[str], bool] = lambda _: True,
-        answers: Callable[[list[bytes]], list[bytes]] = lambda said: said, **wanted: Any,
-    ) -> None:  # fmt: skip
-        self.standin = stand_in_of(open_capture([path], market), alias, 7)
-        self.market = speaking(MARKETS[self.standin.market], self.standin.protocol)
-        epoch_ns = 1_600_000_000 * NS_PER_S  # of samples, which have no receive time
-        recorded = self.standin.start_ns > epoch_ns
-        self.now_ns = self._second_ns = self.standin.start_ns if recorded else epoch_ns
-        self.offset_ns = self.now_ns - self.standin.start_ns
-        self.shared = Shared()
-        self.faults = Faults(FaultsFile(Path("x"), faults), self.standin, self, seed=3)
-        self.answers = answers
-        self.rest_status = 200
-        self.n_books = 0  # messages of books that were played
-        self.asked: list[str] = []
-        self.bad: list[str] = []
-        self.alerts: list[tuple[str, str, str]] = []
-        self.lines: list[Line] = []
-        self.instruments = {
-            one.symbol: msgspec.structs.replace(one, symbol_id=(2 << 20) + n, channel=10 + n % 8)
-            for n, one in enumerate(self.listed(), 1)
-        }
-        self.desk = make_desk(list(self.instruments.values()), segment_bytes=2**22)
-        self.desk.state["venue_id"] = self.market.venue.venue_id
-        self.batch = self.desk.batch
-        self.quality = Quality(
-            QualitySettings(), self.shared.counters, self.batch.alert, live=False, speed_one=False
-        )
-        for instrument in self.instruments.values():
-            self.quality.define(instrument)
-        self.books = L2Books()
-        self.out: list[tuple[Any, Any, Any]] = []
-        offered = [stream for stream in self.standin.streams if streams(stream)]
-        urls = {self.market.name: Endpoints("ws://x", "http://x")}
-        configured = VenueSettings(symbols=("*",), market=urls, **wanted)
-        for plan in self.market.plans(list(self.instruments.values()), configured, offered):
-            self.connect(plan)
-
-    def listed(self) -> list[Instrument]:
-        requests, bodies = list(self.market.instruments_requests()), []
-        while requests:
-            request = requests.pop(0)
-            bodies.append(self.get(request)[1])
-            following = self.market.next_page(request, bodies[-1])
-            requests[:0] = [following] if following is not None else []
-        return self.market.instruments(bodies)
-
-    def get(self, request: Request) -> tuple[int, bytes]:
-        path, _, query = request.path.partition("?")
-        self.asked.append(request.path)
-        pairs = {key: value.replace("%3D", "=").replace("%26", "&")
-                 for key, value in (pair.split("=") for pair in query.split("&") if pair)}  # fmt: skip
-        answer = self.standin.rest(path, pairs, "client", self.now_ns)
-        try:
-            answer.send(None)
-        except StopIteration as done:
-            return done.value.status, done.value.body
-        raise AssertionError
-
-    # connections
-
-    def connect(self, plan: Plan, *, silent: bool = False) -> Line:
-        line = Line(plan, self.market.adapter(plan, self.shared), self.standin.connect(plan.path))
-        line.silent = silent
-        self.lines.append(line)
-        for message in line.adapter.hello():
-            self.say(line, message)
-        return line
-
-    def say(self, line: Line, message: bytes) -> None:
-        line.said.append(json.loads(message))
-        for answer in self.answers(line.session.receive(message)):
-            self.hear(line, answer)
-
-    def hear(self, line: Line, message: bytes) -> None:
-        """Hand a message to an adapter, and do what it wishes."""
-        self.receive(line, message)
-        self.settle(line)
-
-    def receive(self, line: Line, message: bytes) -> None:
-        """Hand a message to an adapter as a link does."""
-        if not line.open:
-            return
-        if len(message) > 32 * 2**20:
-            self.lose(line)
-            return
-        try:
-            if line.silent:
-                if not line.adapter.settle(message, self.now_ns):
-                    line.kept.append((message, self.now_ns))
-            else:
-                line.adapter.receive(message, self.now_ns, self.batch)
-        except VenueError as error:
-            self.bad.append(str(error))
-
-    def settle(self, line: Line) -> None:
-        messages, self.batch.messages = self.batch.messages, []
-        for message in messages:
-            self.say(line, message)
-        requests, self.batch.requests = self.batch.requests, []
-        for request in requests:
-            status, body = self.get(request)
-            try:
-                if self.rest_status != 200 or status >= 400:
-                    line.adapter.refused(request, self.rest_status, self.now_ns, self.batch)
-                else:
-                    line.adapter.answer(request, body, self.now_ns, self.batch)
-            except VenueError as error:
-                self.bad.append(str(error))
-
-    def lose(self, line: Line) -> Line:
-        """Lose a connection; another one of its plan is there at once."""
-        line.open = False
-        self.lines.remove(line)
-        line.adapter.disconnected(self.now_ns, self.batch)
-        return self.connect(line.plan)
-
-    def hand_over(self, line: Line, successor: Line) -> None:
-        self.lines.remove(line)
-        line.open = False
-        successor.adapter.take_over(line.adapter, self.now_ns, self.batch)
-        successor.silent = False
-        for message, ts_recv_ns in successor.kept:
-            successor.adapter.receive(message, ts_recv_ns, self.batch)
-        self.settle(successor)
-
-    def carriers(self, streams: Any) -> list[Line]:
-        wanted = set(streams)
-        return [line for line in self.lines if wanted & {stream for stream, _ in line.session.wanted()}]
-
-    # what faults do
-
-    def cut(self, streams: Any) -> None:
-        for line in self.carriers(streams):
-            self.lose(line)
-
-    def stall(self, streams: Any, seconds: float) -> None:
-        raise AssertionError
-
-    def refuse(self, kind: str, requests: int | None, seconds: float | None) -> None:
-        raise AssertionError
-
-    # time
-
-    def play(self, until: Callable[["Rig"], bool] = lambda _: False) -> "Rig":
-        """Play the recording to its end, or until something is so."""
-        play = self.standin.play
-        while (due_ns := play.next_ns()) is not None and not until(self):
-            self._pass(self.standin.start_ns + self.offset_ns + due_ns)
-            message = play.take()
-            self.n_books += play.names[message.stream].startswith("order")
-            payloads = [play.payload(message)]
-            if message.stream in self.faults.streams:
-                payloads = self.faults.outgoing(message.stream, message.time_ns, payloads[0])
-            self.deliver(message.stream, payloads)
-        if play.next_ns() is None:
-            for stream, payload in self.faults.left_over():
-                self.deliver(stream, [payload])
-        self.publish()
-        return self
-
-    def deliver(self, stream: int, payloads: Sequence[bytes]) -> None:
-        """Send messages in one go: what an adapter says to the first comes after the last."""
-        for line in self.carriers([stream]):
-            for form in [form for wanted, form in line.session.wanted() if wanted == stream]:
-                for payload in payloads:
-                    self.receive(line, payload if form is None else form(payload))
-            self.settle(line)
-
-    def wait(self, seconds: float) -> "Rig":
-        """Let time pass without data."""
-        self._pass(self.now_ns + int(seconds * NS_PER_S))
-        self.publish()
-        return self
-
-    def _pass(self, until_ns: int) -> None:
-        while self._second_ns + NS_PER_S <= until_ns:
-            self._second_ns = max(self._second_ns, self.now_ns) + NS_PER_S
-            self.now_ns = self._second_ns
-            for line in list(self.lines):
-                line.adapter.tick(self.now_ns, self.batch)
-                self.settle(line)
-            self.publish()
-        self.now_ns = max(self.now_ns, until_ns)
-
-    def publish(self) -> None:
-        """Inspect and publish, and fold what a subscriber sees."""
-        self.quality.inspect(self.batch)
-        self.desk.publish()
-        frames = self.desk.frames
-        self.desk.datagrams.clear()
-        for frame in frames:
-            self.books.apply(frame.header, frame.payload)
-            root, entries, _ = decode(frame.header, frame.payload)
-            self.out.append((frame.header, root, entries))
-        alerts, self.batch.alerts = self.batch.alerts, []
-        self.alerts += alerts
-
-    # what came out
-
-    @property
-    def counters(self) -> Counter[str]:
-        return self.shared.counters
-
-    def symbol(self, header: Any) -> str:
-        return next(one.symbol for one in self.instruments.values() if one.symbol_id == header.symbol_id)
-
-    def of(self, *kinds: MsgType) -> list[tuple[Any, Any, Any]]:
-        self.publish()
-        return [frame for frame in self.out if frame[0].msg_type in kinds]
-
-    def valid(self, symbol: str) -> bool:
-        self.publish()
-        number = self.instruments[symbol].symbol_id
-        return number in self.books and self.books[number].valid
-
-    def levels(self, symbol: str) -> Book:
-        assert self.valid(symbol)
-        book = self.books[self.instruments[symbol].symbol_id]
-        bids, asks = (
-            {Decimal(px): Decimal(qty) for px, qty in side} for side in (book.bids_text(), book.asks_text())
-        )
-        return bids, asks
-
-    def trades(self, kind: MsgType = MsgType.TRADE) -> list[tuple[Any, ...]]:
-        """Return (symbol, id, price, qty, aggressor, time, seq) in order."""
-        return [
-            (self.symbol(header), int(row["trade_id"]), scaled(row["price"], root.px_exp),
-             scaled(row["qty"], root.qty_exp), int(row["aggressor"]), int(row["ts_ns"]), header.venue_seq)
-            for header, root, entries in self.of(kind)
-            for row in entries
-        ]  # fmt: skip
-
-    def gaps(self) -> list[tuple[str, int, int, int]]:
-        """Return (symbol, stream, reason, state)."""
-        return [
-            (self.symbol(head), root.stream, root.reason, root.state)
-            for head, root, _ in self.of(MsgType.GAP)
-        ]
-
-    def clears(self) -> list[tuple[str, int]]:
-        return [(self.symbol(header), root.reason) for header, root, _ in self.of(MsgType.BOOK_CLEAR)]
+    def read(self, message: bytes) -> Any:
+        return json.loads(message)
 
 
 def scaled(mantissa: Any, exp: int) -> Decimal:
     return Decimal(int(mantissa)).scaleb(exp)
 
 
+Rig = Line = Any  # of the conftest
 MakeRig = Callable[..., Rig]
 
 
 @pytest.fixture
-def rig(make_desk: Callable[..., Any]) -> MakeRig:
+def rig(rig_of: Callable[..., Rig]) -> MakeRig:
+    """Return a function that connects everything of a capture."""
+
     def make(path: Path, market: str | None = None, **more: Any) -> Rig:
-        return Rig(make_desk, path, market, **more)
+        return rig_of(Bybit, path, market, **more)
 
     return make
+
+
+def books_played(rig: Rig) -> int:
+    return sum(n for name, n in rig.played.items() if name.startswith("order"))  # type: ignore[no-any-return]
 
 
 def oracle_of(path: Path) -> Oracle:
@@ -468,7 +208,7 @@ def heard_books(n: int) -> Callable[[Rig], bool]:
     """Return what is so as soon as so many messages of books were played."""
 
     def heard(rig: Rig) -> bool:
-        return rig.n_books >= n
+        return books_played(rig) >= n
 
     return heard
 
@@ -819,10 +559,7 @@ def test_one_that_is_already_subscribed_is_harmless_and_the_rest_is_asked_again(
     session: Any = fed.standin.connect(plan.path)
     live = plan.streams[1]
     session.receive(json.dumps({"op": "subscribe", "args": [live], "req_id": "x"}).encode())
-    line = Line(plan, fed.market.adapter(plan, fed.shared), session)
-    fed.lines.append(line)
-    for message in line.adapter.hello():
-        fed.say(line, message)
+    line = fed.begin(plan, session)
     assert set(session._topics) == set(plan.streams)
     assert line.adapter.subscribed
     asked = [topic for said in line.said for topic in said["args"]]
@@ -913,7 +650,7 @@ def test_a_snapshot_before_the_acknowledgement_counts(rig: MakeRig, bybit: Path)
         return [*answers[1:], *answers[:1]]
 
     fed = rig(bybit / XRP, "linear", answers=late)
-    fed.play(lambda rig: rig.n_books == 10)
+    fed.play(lambda rig: books_played(rig) == 10)
     line = fed.lose(fed.lines[0])  # by now the stand-in sends its own book, here before the acknowledgement
     assert fed.valid("XRPUSDT")
     assert line.adapter.subscribed
@@ -927,7 +664,7 @@ def test_the_captures_of_2021_send_books_before_they_acknowledge(rig: MakeRig, b
     topic = f"orderBookL2_25.{BCH}"
     first = next(at for at, line in enumerate(lines) if f'"topic":"{topic}"' in line)
     assert first < next(at for at, line in enumerate(lines) if '"success":true' in line and topic in line)
-    fed = rig(bybit / LINEAR_V2).play(lambda rig: rig.n_books == 500)
+    fed = rig(bybit / LINEAR_V2).play(lambda rig: books_played(rig) == 500)
     line = fed.lose(fed.lines[0])
     assert all(fed.valid(one.symbol) for one in line.plan.instruments)
 

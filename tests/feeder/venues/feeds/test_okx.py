@@ -10,11 +10,11 @@ import json
 import math
 import random
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 import pytest
@@ -22,12 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feeder.batch import Request, VenueError
-from feeder.markets import speaking
-from feeder.quality import Quality
-from feeder.quality_settings import QualitySettings
-from feeder.settings import VenueSettings
-from feeder.venues.base import NS_PER_S, Plan, Shared
-from feeder.venues.okx import MARKETS, OPERATIONS_KEPT, OPERATIONS_PER_HOUR
+from feeder.venues.base import NS_PER_S
+from feeder.venues.okx import OPERATIONS_KEPT, OPERATIONS_PER_HOUR
 from feeder.venues.okx_books import checksum
 from feeder.venues.okx_messages import refused_stream
 from market_types.enums import (
@@ -40,12 +36,7 @@ from market_types.enums import (
     StatKind,
     TradeFlag,
 )
-from market_types.instruments import Instrument
-from matching_engine.books import L2Books
-from recording import open_capture
-from replay.faults import Fault, Faults, FaultsFile
-from replay.stand_ins import stand_in_of
-from udp_protocol.payloads import decode
+from replay.faults import Fault
 
 OLD = {
     "20220513_OKX.ws.1.0.gz": 290,
@@ -156,267 +147,19 @@ def today(old: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------ the rig
 
 
-class Line:
-    """One connection: an adapter, and the stand-in's end of it."""
+class Okx:
+    """What is OKX's own of a rig: it says farewell before maintenance, and trades are told by instrument."""
 
-    def __init__(self, plan: Plan, adapter: Any, session: Any) -> None:
-        self.plan, self.adapter, self.session = plan, adapter, session
-        self.open = True
-        self.silent = False
-        self.kept: list[tuple[bytes, int]] = []
-        self.said: list[bytes] = []
-
-    def streams(self) -> set[int]:
-        return {stream for stream, _ in self.session.wanted()}
-
-
-class Rig:
-    """All connections of a feeder at a desk, and the stand-in, on the recording's own time.
-
-    now_ns   since the epoch; the adapters tick each second
-    out      what a subscriber sees: (frame's header, root, entries), in order
-    bad      messages that raised VenueError
-    """
-
-    def __init__(
-        self, make_desk: Callable[..., Any], paths: Sequence[Path], *, faults: Sequence[Fault] = (),
-        alias: int = 0, stretch: int = 1, streams: Callable[[str], bool] = lambda _: True, **wanted: Any,
-    ) -> None:  # fmt: skip
-        self.standin = stand_in_of(open_capture(list(paths)), alias, 7)
-        self.market = speaking(MARKETS[""], self.standin.protocol)
-        self.now_ns = self.standin.start_ns
-        self.stretch = stretch
-        self.shared = Shared()
-        self.faults = Faults(FaultsFile(Path("x"), faults), self.standin, self, seed=3)
-        self.rest_status = 200
-        self.asked: list[str] = []
-        self.bad: list[str] = []
-        self.alerts: list[tuple[str, str, str]] = []
-        self.lines: list[Line] = []
-        self.instruments = self._instruments()
-        self.desk = make_desk(list(self.instruments.values()), segment_bytes=2**22)
-        self.desk.state["venue_id"] = self.market.venue.venue_id
-        self.batch = self.desk.batch
-        self.quality = Quality(
-            QualitySettings(), self.shared.counters, self.batch.alert, live=False, speed_one=False
-        )
-        for instrument in self.instruments.values():
-            self.quality.define(instrument)
-        self.books = L2Books()
-        self.out: list[tuple[Any, Any, Any]] = []
-        self._second_ns = 0
-        offered = [stream for stream in self.standin.streams if streams(stream)]
-        settings = VenueSettings(
-            symbols=("*",), ws_url="ws://x", rest_url="http://x", **{"symbols_per_connection": 5, **wanted}
-        )
-        self.plans = self.market.plans(list(self.instruments.values()), settings, offered)
-        for plan in self.plans:
-            self.connect(plan)
-
-    def _instruments(self) -> dict[str, Instrument]:
-        requests = list(self.market.instruments_requests())
-        bodies = []
-        while requests:
-            request = requests.pop(0)
-            body = self.get(request)[1]
-            bodies.append(body)
-            following = self.market.next_page(request, body)
-            requests[:0] = [following] if following is not None else []
-        return {
-            one.symbol: msgspec.structs.replace(one, symbol_id=(6 << 20) + n, channel=18 + n % 8)
-            for n, one in enumerate(self.market.instruments(bodies), 1)
-        }
-
-    def get(self, request: Request) -> tuple[int, bytes]:
-        """Call REST."""
-        path, _, query = request.path.partition("?")
-        self.asked.append(request.path)
-        pairs = dict(pair.split("=") for pair in query.split("&") if pair)
-        answer = self.standin.rest(path, pairs, str(len(self.asked)), self.now_ns)
-        try:
-            answer.send(None)
-        except StopIteration as done:
-            return done.value.status, done.value.body
-        raise AssertionError
-
-    # connections
-
-    def connect(self, plan: Plan, *, silent: bool = False) -> Line:
-        line = Line(plan, self.market.adapter(plan, self.shared), self.standin.connect(plan.path))
-        line.silent = silent
-        self.lines.append(line)
-        for message in line.adapter.hello():
-            self.say(line, message)
-        return line
-
-    def say(self, line: Line, message: bytes) -> None:
-        line.said.append(message)
-        for answer in line.session.receive(message):
-            self.hear(line, answer)
-
-    def hear(self, line: Line, message: bytes) -> None:
-        """Hand a message to an adapter, and do what it wishes."""
-        self.receive(line, message)
-        self.settle(line)
-
-    def receive(self, line: Line, message: bytes) -> None:
-        """Hand a message to an adapter, as a link does."""
-        if not line.open:
-            return
-        if len(message) > 32 * 2**20:
-            self.lose(line)
-            return
-        try:
-            if line.silent:
-                if not line.adapter.settle(message, self.now_ns):
-                    line.kept.append((message, self.now_ns))
-            else:
-                line.adapter.receive(message, self.now_ns, self.batch)
-        except VenueError as error:
-            self.bad.append(str(error))
-
-    def settle(self, line: Line) -> None:
-        """Do what the adapter wishes."""
-        messages, self.batch.messages = self.batch.messages, []
-        for message in messages:
-            self.say(line, message)
-        requests, self.batch.requests = self.batch.requests, []
-        for request in requests:
-            status, body = self.get(request)
-            try:
-                if self.rest_status != 200 or status >= 400:
-                    line.adapter.refused(request, self.rest_status, self.now_ns, self.batch)
-                else:
-                    line.adapter.answer(request, body, self.now_ns, self.batch)
-            except VenueError as error:
-                self.bad.append(str(error))
-
-    def lose(self, line: Line) -> None:
-        """Lose a connection; another one of its plan is there at once."""
-        line.open = False
-        self.lines.remove(line)
-        line.adapter.disconnected(self.now_ns, self.batch)
-        self.connect(line.plan)
-
-    def hand_over(self, line: Line, successor: Line) -> None:
-        self.lines.remove(line)
-        line.open = False
-        successor.adapter.take_over(line.adapter, self.now_ns, self.batch)
-        successor.silent = False
-        for message, ts_recv_ns in successor.kept:
-            successor.adapter.receive(message, ts_recv_ns, self.batch)
-        self.settle(successor)
-
-    # what faults do
-
-    def cut(self, streams: Any) -> None:
-        for line in [line for line in self.lines if line.streams() & set(streams)]:
-            self.lose(line)
-
-    def stall(self, streams: Any, seconds: float) -> None:
-        raise AssertionError
+    usual: ClassVar = {"symbols_per_connection": 5}
 
     def refuse(self, kind: str, requests: int | None, seconds: float | None) -> None:
         for line in list(self.lines):
             for message in line.session.farewell(self.now_ns):
                 self.hear(line, message)
 
-    # time
-
-    def play(self, until: Callable[["Rig"], bool] = lambda _: False) -> None:
-        """Play the recording to its end, or until something is so."""
-        play = self.standin.play
-        while (due_ns := play.next_ns()) is not None and not until(self):
-            self._pass(self.standin.start_ns + due_ns * self.stretch)
-            message = play.take()
-            payloads = [play.payload(message)]
-            lines = list(self.lines)
-            if message.stream in self.faults.streams:
-                payloads = self.faults.outgoing(message.stream, message.time_ns, payloads[0])
-            self.deliver(message.stream, payloads, lines)
-        if play.next_ns() is None:
-            for stream, payload in self.faults.left_over():
-                self.deliver(stream, [payload], list(self.lines))
-        self.publish()
-
-    def deliver(self, stream: int, payloads: Sequence[bytes], lines: Sequence[Line]) -> None:
-        """Send messages in one go: what an adapter says to the first comes after the last."""
-        for line in [line for line in lines if line.open and stream in line.streams()]:
-            for payload in payloads:
-                self.receive(line, payload)
-            self.settle(line)
-
-    def wait(self, seconds: float) -> None:
-        """Let time pass without data."""
-        self._pass(self.now_ns + int(seconds * NS_PER_S))
-        self.publish()
-
-    def _pass(self, until_ns: int) -> None:
-        while self._second_ns + NS_PER_S <= until_ns:
-            self._second_ns = max(self._second_ns, self.now_ns) + NS_PER_S
-            self.now_ns = self._second_ns
-            for line in list(self.lines):
-                line.adapter.tick(self.now_ns, self.batch)
-                self.settle(line)
-            self.publish()
-        self.now_ns = max(self.now_ns, until_ns)
-
-    def publish(self) -> None:
-        """Inspect and publish, and fold what a subscriber sees."""
-        self.quality.inspect(self.batch)
-        self.desk.publish()
-        frames = self.desk.frames
-        self.desk.datagrams.clear()
-        for frame in frames:
-            self.books.apply(frame.header, frame.payload)
-            root, entries, _ = decode(frame.header, frame.payload)
-            self.out.append((frame.header, root, entries))
-        alerts, self.batch.alerts = self.batch.alerts, []
-        self.alerts += alerts
-
-    # what came out
-
-    @property
-    def counters(self) -> Counter[str]:
-        return self.shared.counters
-
-    def symbol(self, header: Any) -> str:
-        return next(one.symbol for one in self.instruments.values() if one.symbol_id == header.symbol_id)
-
-    def of(self, kind: MsgType) -> Iterator[tuple[Any, Any, Any]]:
-        return (frame for frame in self.out if frame[0].msg_type == kind)
-
-    def levels(self, symbol: str) -> tuple[Side, Side]:
-        book = self.books[self.instruments[symbol].symbol_id]
-        assert book.valid, symbol
-        sides = (book.bids_text(), book.asks_text())
-        return tuple({Decimal(px): Decimal(qty) for px, qty in side} for side in sides)  # type: ignore[return-value]
-
-    def valid(self, symbol: str) -> bool:
-        number = self.instruments[symbol].symbol_id
-        return number in self.books and self.books[number].valid
-
     def trades(self) -> list[tuple[Any, ...]]:
         """Return (symbol, id, price, qty, aggressor, time, seq) of all trades, instrument by instrument."""
-        found = [
-            (
-                self.symbol(header), int(row["trade_id"]), scaled(row["price"], root.px_exp),
-                scaled(row["qty"], root.qty_exp), int(row["aggressor"]), int(row["ts_ns"]), header.venue_seq,
-            )
-            for header, root, entries in self.of(MsgType.TRADE)
-            for row in entries
-        ]  # fmt: skip
-        return sorted(found, key=lambda row: row[0])
-
-    def gaps(self) -> list[tuple[str, int, int, int]]:
-        """Return (symbol, stream, reason, state)."""
-        return [
-            (self.symbol(header), root.stream, root.reason, root.state)
-            for header, root, _ in self.of(MsgType.GAP)
-        ]
-
-    def clears(self) -> list[tuple[str, int]]:
-        return [(self.symbol(header), root.reason) for header, root, _ in self.of(MsgType.BOOK_CLEAR)]
+        return sorted(super().trades(), key=lambda row: row[0])
 
     def stats(self) -> dict[str, dict[int, Decimal]]:
         """Return the last statistics of each instrument."""
@@ -430,16 +173,19 @@ class Rig:
         return [keyword for _, keyword, _ in self.alerts]
 
 
+Rig = Line = Any  # of the conftest
+
+
 def scaled(mantissa: Any, exp: Any) -> Decimal:
     return Decimal(int(mantissa)).scaleb(int(exp))
 
 
 @pytest.fixture
-def rig(make_desk: Callable[..., Any]) -> Callable[..., Rig]:
+def rig(rig_of: Callable[..., Rig]) -> Callable[..., Rig]:
     """Return a function that connects everything of a capture."""
 
     def make(path: Path, **more: Any) -> Rig:
-        return Rig(make_desk, [path], **more)
+        return rig_of(Okx, path, **more)
 
     return make
 
