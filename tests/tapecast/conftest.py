@@ -1,14 +1,19 @@
 """Real processes on loopback: feeders and subscribers as a user starts them."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+Side = dict[Decimal, Decimal]
 
 
 class Process:
@@ -56,6 +61,29 @@ class Process:
         if self.popen.poll() is None:
             os.killpg(self.popen.pid, signal.SIGKILL)
             self.popen.wait()
+
+    # what it said as JSON, once it has ended
+
+    def books(self) -> dict[str, tuple[Side, Side]]:
+        """Return bids and asks by symbol, of `books`: all of them are valid."""
+        told = {}
+        for entry in map(json.loads, self.out.splitlines()):
+            assert entry["valid"], entry["symbol"]
+            bids, asks = ({Decimal(px): Decimal(qty) for px, qty in entry[key]} for key in ("bids", "asks"))
+            told[entry["symbol"]] = bids, asks
+        return told
+
+    def entries(self) -> dict[str, list[dict[str, Any]]]:
+        """Return what came by its type, of `listen`."""
+        by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for entry in map(json.loads, self.out.splitlines()):
+            by_type[entry["type"]].append(entry)
+        return by_type
+
+    def counters(self) -> dict[str, int]:
+        """Return what went wrong, by name, of `feeder`."""
+        (line,) = [json.loads(line) for line in self.err.splitlines() if '"session_ended"' in line]
+        return line["counters"]  # type: ignore[no-any-return]
 
 
 PORTS = ("PORT", "SPIN", "RECOVERY_PORT")

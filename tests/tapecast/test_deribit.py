@@ -54,25 +54,10 @@ class Said:
                 self.quotes[symbol].append(quote)
 
 
-def books_of(output: str) -> dict[str, tuple[Side, Side, int]]:
-    said = {}
-    for entry in map(json.loads, output.splitlines()):
-        assert entry["valid"], entry["symbol"]
-        bids, asks = ({Decimal(px): Decimal(qty) for px, qty in entry[key]} for key in ("bids", "asks"))
-        said[entry["symbol"]] = (bids, asks, entry["venue_seq"])
-    return said
-
-
-def entries_of(output: str) -> dict[str, list[dict[str, Any]]]:
-    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in map(json.loads, output.splitlines()):
-        by_type[entry["type"]].append(entry)
-    return by_type
-
-
-def counters_of(feeder: Any) -> dict[str, int]:
-    (line,) = [json.loads(line) for line in feeder.err.splitlines() if '"session_ended"' in line]
-    return line["counters"]  # type: ignore[no-any-return]
+def books_of(books: Any) -> dict[str, tuple[Side, Side, int]]:
+    """Return bids, asks and the number of the last change by symbol."""
+    last = {entry["symbol"]: entry["venue_seq"] for entry in map(json.loads, books.out.splitlines())}
+    return {symbol: (*sides, last[symbol]) for symbol, sides in books.books().items()}
 
 
 @pytest.mark.parametrize("name", CAPTURES)
@@ -87,9 +72,9 @@ def test_books_and_quotes_arrive_as_the_venue_said(stage: Any, recordings: Path,
     feeder = stage.start("feeder", "deribit", "--replay", path, "--speed", "max", "--exit-at-end")
     assert feeder.end() == 0, feeder.err[-3000:]
     assert books.end() == 0, books.err
-    assert books_of(books.out) == said.books
+    assert books_of(books) == said.books
     assert listener.end() == 0, listener.err
-    heard = entries_of(listener.out)
+    heard = listener.entries()
     assert heard.keys() == {"instrument", "bbo", "stats"}
     quotes: dict[str, list[Quote]] = defaultdict(list)
     for entry in heard["bbo"]:
@@ -99,7 +84,7 @@ def test_books_and_quotes_arrive_as_the_venue_said(stage: Any, recordings: Path,
         quotes[entry["symbol"]].append((bid, bid_qty or Decimal(0), ask, ask_qty or Decimal(0)))
     assert quotes == said.quotes
     assert {entry["symbol"] for entry in heard["instrument"]} == said.books.keys()
-    assert counters_of(feeder) == {}
+    assert feeder.counters() == {}
 
 
 @pytest.mark.long
@@ -114,4 +99,4 @@ def test_what_was_recorded_of_a_replay_replays_to_the_same_books(stage: Any, rec
     feeder = stage.start("feeder", "deribit", "--replay", capture, "--speed", "max", "--exit-at-end")
     assert feeder.end() == 0, feeder.err[-3000:]
     assert books.end() == 0, books.err
-    assert books_of(books.out) == Said(path).books
+    assert books_of(books) == Said(path).books

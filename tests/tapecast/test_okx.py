@@ -2,7 +2,7 @@
 
 import gzip
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -51,22 +51,6 @@ class Said:
                     side[Decimal(px)] = Decimal(size)
 
 
-def books_of(output: str) -> dict[str, tuple[Side, Side]]:
-    said = {}
-    for entry in map(json.loads, output.splitlines()):
-        assert entry["valid"], entry["symbol"]
-        bids, asks = ({Decimal(px): Decimal(qty) for px, qty in entry[key]} for key in ("bids", "asks"))
-        said[entry["symbol"]] = (bids, asks)
-    return said
-
-
-def entries_of(output: str) -> dict[str, list[dict[str, Any]]]:
-    by_type: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for entry in map(json.loads, output.splitlines()):
-        by_type[entry["type"]].append(entry)
-    return by_type
-
-
 def trades_of(heard: dict[str, list[dict[str, Any]]]) -> Counter[tuple[Any, ...]]:
     return Counter(
         (
@@ -75,11 +59,6 @@ def trades_of(heard: dict[str, list[dict[str, Any]]]) -> Counter[tuple[Any, ...]
         )
         for entry in heard["trade"]
     )  # fmt: skip
-
-
-def counters_of(feeder: Any) -> dict[str, int]:
-    (line,) = [json.loads(line) for line in feeder.err.splitlines() if '"session_ended"' in line]
-    return line["counters"]  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("name", CAPTURES)
@@ -91,12 +70,12 @@ def test_books_and_trades_arrive_as_the_venue_said(stage: Any, recordings: Path,
     feeder = stage.start("feeder", "okx", "--replay", path, "--speed", "max", "--exit-at-end")
     assert feeder.end() == 0, feeder.err[-3000:]
     assert books.end() == 0, books.err
-    assert books_of(books.out) == said.books
+    assert books.books() == said.books
     assert listener.end() == 0, listener.err
-    heard = entries_of(listener.out)
+    heard = listener.entries()
     assert trades_of(heard) == said.trades
     assert heard.keys() == {"trade", "bbo", "stats"}
-    assert set(counters_of(feeder)) <= {"trade_duplicates", "quality_off_tick"}
+    assert set(feeder.counters()) <= {"trade_duplicates", "quality_off_tick"}
 
 
 @pytest.mark.long
@@ -112,8 +91,9 @@ def test_connections_are_renewed_without_losing_or_doubling_anything(stage: Any,
     assert feeder.end() == 0, feeder.err[-3000:]
     assert feeder.err.count('"renewed"') >= 4
     assert books.end() == 0, books.err
-    assert books_of(books.out) == said.books
-    heard = entries_of(listener.out if listener.end() == 0 else "")
+    assert books.books() == said.books
+    assert listener.end() == 0, listener.err
+    heard = listener.entries()
     assert trades_of(heard) == said.trades
     assert not heard.keys() - {"trade"}
 
@@ -130,8 +110,9 @@ def test_maintenance_is_waited_out_and_every_book_comes_back(stage: Any, recordi
     )
     assert feeder.end() == 0, feeder.err[-3000:]
     assert books.end() == 0, books.err
-    assert books_of(books.out) == Said(path).books
-    heard = entries_of(listener.out if listener.end() == 0 else "")
+    assert books.books() == Said(path).books
+    assert listener.end() == 0, listener.err
+    heard = listener.entries()
     assert {entry["symbol"] for entry in heard["book_clear"]} == set(Said(path).books)
     assert {entry["reason"] for entry in heard["book_clear"]} == {2}
 
@@ -143,6 +124,6 @@ def test_fifty_symbols_are_fed_within_the_venues_limits(stage: Any, recordings: 
     feeder = stage.start("feeder", "okx", "--replay", path, "--speed", "1", "--alias", "50", "--exit-at-end")
     assert feeder.end() == 0, feeder.err[-3000:]
     assert books.end() == 0, books.err
-    assert len(books_of(books.out)) == 50
+    assert len(books.books()) == 50
     assert "STREAM_REFUSED" not in feeder.err
-    assert "connect_failures" not in counters_of(feeder)
+    assert "connect_failures" not in feeder.counters()
