@@ -277,6 +277,7 @@ class DeribitAdapter(Subscribed):
         """
         previous = NO_SEQ if said.prev_change_id is None else said.prev_change_id
         if book.state == RESUMING:
+            book.due_ns = 0  # the subscription brings what it has to, the snapshot first
             if said.change_id <= book.last_seq:
                 return None
             book.state = RESUMING if said.whole else LIVE

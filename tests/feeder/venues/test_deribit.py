@@ -21,6 +21,7 @@ from feeder.venues.deribit import MARKETS, DeribitAdapter, DeribitMarket
 from feeder.venues.deribit_markets import CALLS_AT_ONCE, instruments, volumes
 from feeder.venues.deribit_stats import fraction
 from feeder.venues.deribit_trades import identity
+from feeder.venues.stream_books import PATIENCE_NS
 from market_types.configuration import SettingError
 from market_types.enums import InstrumentStatus, MarketKind, MsgType, OptionRight, StatKind, TradeFlag
 from market_types.instruments import Instrument
@@ -530,6 +531,19 @@ def test_a_planned_hand_over_loses_and_doubles_nothing_of_a_book(
     assert not list(told(frames, MsgType.BOOK_CLEAR))
     assert rig.levels(BUSY_OPTION) == snapshot_at(events, len(events))[1].levels
     assert not +rig.shared.counters
+
+
+@pytest.mark.parametrize("overlap", [0, 9])
+def test_a_hand_over_asks_for_no_book_again(busy: tuple[Rig, list[Any]], overlap: int) -> None:
+    """The snapshot of the new connection came, though it tells nothing that the old one had not published."""
+    rig, events = busy
+    for raw, _ in events[:30]:
+        rig.hear(raw)
+    snapshot, _ = snapshot_at(events, 30 - overlap)
+    hand_over(rig, [snapshot, *(raw for raw, _ in events[30 - overlap : 31])])
+    for second in range(3 * PATIENCE_NS // S):
+        rig.adapter.tick(rig.now_ns + second * S, rig.batch)
+    assert not [said for said in rig.said() if "subscribe" in said["method"]]
 
 
 def test_windows_of_two_connections_need_not_begin_together(busy: tuple[Rig, list[Any]]) -> None:
