@@ -10,6 +10,7 @@ from feeder.batch import VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.base import Limits, Plan
 from feeder.venues.bitstamp_messages import Listed, read_days, read_list
+from feeder.venues.plans import spread
 from market_types.configuration import SettingError
 from market_types.enums import InstrumentStatus, MarketKind
 from market_types.instruments import Instrument, normalised_name
@@ -89,17 +90,14 @@ def plans(
     if settings.depth not in _BOOKS:
         raise SettingError("depth", f"one of {', '.join(_BOOKS)}, not {settings.depth!r}")
     known = None if offered is None else set(offered)
+
+    def streams_of(pair: Instrument) -> list[str]:
+        """Return the first of its book streams that the other side has, and its trades."""
+        had = [
+            [name for name in (kind + pair.symbol for kind in kinds) if known is None or name in known]
+            for kinds in (_BOOKS[settings.depth], (TRADES,))
+        ]
+        return [name for names in had for name in names[:1]]
+
     size = min(settings.symbols_per_connection, LIMITS.streams_per_connection // 2)
-    made = []
-    for first in range(0, len(places), size):
-        carried: dict[Instrument, list[str]] = {}
-        for place in places[first : first + size]:
-            if place is not None:
-                books = [kind + place.symbol for kind in _BOOKS[settings.depth]]
-                names = [name for name in books if known is None or name in known][:1]
-                trades = TRADES + place.symbol
-                carried[place] = names + ([trades] if known is None or trades in known else [])
-        streams = tuple(name for names in carried.values() for name in names)
-        if streams:
-            made.append(Plan("", streams, tuple(place for place, names in carried.items() if names)))
-    return made
+    return spread(places, size, streams_of)

@@ -15,6 +15,7 @@ from feeder.batch import Request, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues.base import Limits, Plan
 from feeder.venues.bybit_messages import NS_PER_MS, DayVolumes, Instruments, Listed, answer_reader
+from feeder.venues.plans import spread
 from market_types.configuration import SettingError
 from market_types.decimals import parse, to_text
 from market_types.enums import NULL_PRICE, InstrumentStatus, MarketKind, OptionRight
@@ -269,10 +270,10 @@ def plans(
 
     Options of a coin share the topic of its trades: each connection with one of them has it.
     """
-    return spread(terms, topics(terms, settings), places, settings, offered)
+    return spread_topics(terms, topics(terms, settings), places, settings, offered)
 
 
-def spread(
+def spread_topics(
     terms: Terms,
     channels: Sequence[str],
     places: Sequence[Instrument | None],
@@ -281,19 +282,13 @@ def spread(
 ) -> list[Plan]:
     """Spread the topics of these channels, as far as the other side has them, over connections."""
     known = None if offered is None else {class_of(topic) for topic in offered}
+
+    def topics_of(instrument: Instrument) -> list[str]:
+        wanted = (topic_of(terms, channel, instrument) for channel in channels)
+        return [topic for topic in wanted if known is None or class_of(topic) in known]
+
     size = min(settings.symbols_per_connection, terms.most_symbols)
-    made: list[Plan] = []
-    for first in range(0, len(places), size):
-        group = [place for place in places[first : first + size] if place is not None]
-        names: dict[str, None] = {}
-        for instrument in group:
-            for channel in channels:
-                topic = topic_of(terms, channel, instrument)
-                if known is None or class_of(topic) in known:
-                    names[topic] = None
-        if names:
-            made.append(Plan(terms.path, tuple(names), tuple(group)))
-    return made
+    return spread(places, size, topics_of, terms.path)
 
 
 def topics(terms: Terms, settings: VenueSettings) -> list[str]:

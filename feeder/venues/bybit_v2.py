@@ -242,7 +242,7 @@ class BybitMarketV2:
         self, instruments: Sequence[Instrument | None], settings: VenueSettings, offered: Iterable[str] | None
     ) -> list[Plan]:
         """Spread instruments over connections, by their places."""
-        return bybit_markets.spread(self.terms, (BOOK, TRADES), instruments, settings, offered)
+        return bybit_markets.spread_topics(self.terms, (BOOK, TRADES), instruments, settings, offered)
 
     def adapter(self, plan: Plan, shared: Shared) -> Adapter:
         """Return a new adapter."""
