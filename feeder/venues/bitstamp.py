@@ -18,7 +18,7 @@ and plans in `bitstamp_markets`.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import orjson
 
@@ -40,7 +40,7 @@ from market_types.instruments import Instrument
 
 HEARTBEAT_NS: Final = 20 * NS_PER_S
 _AGGRESSORS = (int(Aggressor.BUY), int(Aggressor.SELL))
-_BOOKS: Final[dict[str, type[Book]]] = {DIFF: DiffBook, ORDERS: OrderBook}
+_BOOKS: Final[dict[str, type[Book[Any]]]] = {DIFF: DiffBook, ORDERS: OrderBook}
 _EVENTS: Final = DiffBook.events | OrderBook.events
 
 
@@ -53,7 +53,7 @@ class BitstampAdapter(Subscribed):
         self._unanswered: deque[str] = deque()  # channels asked for, oldest first: an error names none
         self._beaten_ns = 0
         self._trades: dict[str, tuple[Instrument, Watch, RecentTrades]] = {}
-        books: list[Book] = []
+        books: list[Book[Any]] = []
         known = {instrument.symbol: instrument for instrument in plan.instruments}
         for stream in plan.streams:
             kind = next(kind for kind in (DIFF, ORDERS, TRADES) if stream.startswith(kind))

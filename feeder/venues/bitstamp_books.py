@@ -7,7 +7,7 @@ is in `bitstamp_diffs` and `bitstamp_orders`.
 from abc import abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterable
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from feeder.batch import Batch, Request, VenueError
 from feeder.venues.base import NS_PER_S, reason_of
@@ -25,10 +25,18 @@ MAX_PENDING: Final = 100_000  # events held while a snapshot is under way
 BACK_US: Final = 10_000_000  # no reordering, and no drift of a clock
 GATHERING, LIVE = range(2)
 
-Held = tuple[int, Event]  # microtimestamp, event
+
+class Told(Protocol):
+    """What an event says, decoded."""
+
+    microtimestamp: str
 
 
-class Book:
+T = TypeVar("T", bound=Told)
+Held = tuple[int, Event, T]  # the venue's time, in microseconds
+
+
+class Book(Generic[T]):
     """One instrument's book. What its channel says is the matter of those that inherit it.
 
     group     of REST's `order_book`: 1 gives sums per price, 2 single orders
@@ -59,25 +67,25 @@ class Book:
         self.since_us = self.others_us = self.seen_us = self.last_us = self.floor_us = 0
         self.live_ns = self.retry_ns = self.asked_ns = 0
         self.failures = self.breaks = 0
-        self.pending: deque[Held] = deque()
+        self.pending: deque[Held[T]] = deque()
         self.snapshot: tuple[Snapshot, int] | None = None  # ahead of the stream, and when it came
         self.wanted = True  # a snapshot is
         self.fetching = False
         self.last_id = ""
 
     @abstractmethod
-    def micros(self, event: Event) -> int:
-        """Return the venue's time of an event. Raises VenueError."""
+    def read(self, event: Event) -> T:
+        """Return what an event says. Raises VenueError."""
 
     @abstractmethod
-    def publish(self, event: Event, micros: int, ts_recv_ns: int, out: Batch) -> None:
+    def publish(self, held: Held[T], ts_recv_ns: int, out: Batch) -> None:
         """Append one event. Raises VenueError."""
 
     @abstractmethod
     def publish_snapshot(self, said: Snapshot, ts_recv_ns: int, out: Batch) -> None:
         """Append a whole book. Raises VenueError."""
 
-    def take_over(self, known: "Book") -> None:
+    def take_over(self, known: "Book[T]") -> None:
         """Go on with the live book of the same channel on another connection."""
         self.state, self.wanted = LIVE, False
         self.last_us, self.floor_us = known.last_us, known.last_us + self.joins_us
@@ -95,11 +103,11 @@ class Book:
 class Books:
     """All books of a connection, by channel."""
 
-    def __init__(self, counters: Counter[str], books: Iterable[Book]) -> None:
+    def __init__(self, counters: Counter[str], books: Iterable[Book[Any]]) -> None:
         self._count = counters
         self._books = {book.watch.stream: book for book in books}
 
-    def get(self, channel: str) -> Book | None:
+    def get(self, channel: str) -> Book[Any] | None:
         """Return the book of a channel, None for one that is no book's, or was not asked for."""
         return self._books.get(channel)
 
@@ -119,10 +127,12 @@ class Books:
             raise VenueError(f"event: {said.event!r} on {said.channel!r}")
         book.watch.heard(ts_recv_ns)
         try:
-            micros = book.micros(said)
+            told = book.read(said)
         except VenueError as error:
             self._end(book, reason_of(error), ts_recv_ns, out)
             raise
+        micros = int(told.microtimestamp)
+        held = micros, said, told
         self.heard_until(micros, ts_recv_ns, out)
         back, book.seen_us = micros < book.seen_us - BACK_US, micros
         if back and book.state == LIVE:  # the venue's time began anew: nothing tells what lies between
@@ -133,28 +143,29 @@ class Books:
             if len(book.pending) >= MAX_PENDING:
                 book.pending.clear()
                 book.since_us = micros
-            book.pending.append((micros, said))
+            book.pending.append(held)
         if book.state == LIVE:
-            self._apply(book, said, micros, ts_recv_ns, out)
+            self._apply(book, held, ts_recv_ns, out)
         if book.snapshot is not None:
             self._join(book, ts_recv_ns, out)
 
-    def _apply(self, book: Book, said: Event, micros: int, ts_recv_ns: int, out: Batch) -> None:
+    def _apply(self, book: Book[T], held: Held[T], ts_recv_ns: int, out: Batch) -> None:
         """Publish an event of a live book. Raises VenueError.
 
         Orders are told as they are now, as levels are: one of the same time as a snapshot may come again.
         """
+        micros, said, _ = held
         if micros < book.floor_us:
             return
         if said.pre_event_id and book.last_id and said.pre_event_id != book.last_id:
             self._count["book_gaps"] += 1
             self._end(book, ClearReason.VENUE_SEQ_GAP, ts_recv_ns, out)
-            book.pending.append((micros, said))
+            book.pending.append(held)
             book.since_us = micros
             return
         book.last_id = said.event_id
         try:
-            book.publish(said, micros, ts_recv_ns, out)
+            book.publish(held, ts_recv_ns, out)
         except VenueError as error:
             self._end(book, reason_of(error), ts_recv_ns, out)
             raise
@@ -213,7 +224,7 @@ class Books:
             if book.instrument.number == number:
                 self.renew(channel, now_ns, out)
 
-    def _ask(self, book: Book, now_ns: int, out: Batch) -> None:
+    def _ask(self, book: Book[Any], now_ns: int, out: Batch) -> None:
         """Ask for a snapshot that is wanted, unless one is under way or it is too early."""
         asked = book.fetching or book.snapshot is not None or not book.watch.acked_ns
         if not asked and book.wanted and now_ns >= book.retry_ns:
@@ -222,7 +233,7 @@ class Books:
             priority = 10 if book.state == LIVE else 1 + min(book.failures, 8)
             out.fetch(Request(path, weight=1, priority=priority, key=book.watch.stream))
 
-    def _join(self, book: Book, now_ns: int, out: Batch) -> None:
+    def _join(self, book: Book[Any], now_ns: int, out: Batch) -> None:
         """Publish the snapshot and what is younger, if nothing can lie between. Raises VenueError."""
         assert book.snapshot is not None
         since_us = book.since_us or book.others_us
@@ -247,11 +258,11 @@ class Books:
         book.state, book.wanted, book.last_us, book.last_id = LIVE, False, micros, ""
         book.floor_us = micros + book.joins_us
         pending, book.pending = book.pending, deque()
-        for event_us, event in pending:
+        for held in pending:
             if book.state == LIVE:
-                self._apply(book, event, event_us, ts_recv_ns, out)
+                self._apply(book, held, ts_recv_ns, out)
 
-    def _end(self, book: Book, reason: ClearReason, now_ns: int, out: Batch) -> None:
+    def _end(self, book: Book[Any], reason: ClearReason, now_ns: int, out: Batch) -> None:
         """End a book; the more often it breaks, the longer it waits for the next snapshot."""
         out.gap(book.instrument, now_ns, GapStream.BOOK, reason, GapState.OPEN, -1, -1)
         if book.state == LIVE:
@@ -284,6 +295,6 @@ class Books:
                 book.state = GATHERING
 
 
-def _retry_later(book: Book, now_ns: int) -> None:
+def _retry_later(book: Book[Any], now_ns: int) -> None:
     book.retry_ns = now_ns + min(NS_PER_S << min(book.failures, 6), RETRY_CAP_NS)
     book.failures += 1

@@ -1,11 +1,11 @@
 """Bitstamp's books by difference: `diff_order_book` tells changed levels, by their absolute sizes."""
 
 from feeder.batch import Batch
-from feeder.venues.bitstamp_books import Book
-from feeder.venues.bitstamp_messages import Event, Snapshot, read_diff
+from feeder.venues.bitstamp_books import Book, Held
+from feeder.venues.bitstamp_messages import Diff, Event, Snapshot, read_diff
 
 
-class DiffBook(Book):
+class DiffBook(Book[Diff]):
     """One instrument's book, level by level."""
 
     group = 1
@@ -14,13 +14,13 @@ class DiffBook(Book):
 
     __slots__ = ()
 
-    def micros(self, event: Event) -> int:
-        """Return the venue's time of an event. Raises VenueError."""
-        return int(read_diff(bytes(event.data)).microtimestamp)
+    def read(self, event: Event) -> Diff:
+        """Return what an event says. Raises VenueError."""
+        return read_diff(bytes(event.data))
 
-    def publish(self, event: Event, micros: int, ts_recv_ns: int, out: Batch) -> None:
+    def publish(self, held: Held[Diff], ts_recv_ns: int, out: Batch) -> None:
         """Append changed levels. Raises VenueError."""
-        diff = read_diff(bytes(event.data))
+        micros, _, diff = held
         self.append(micros, ts_recv_ns, bytes(diff.bids), bytes(diff.asks), out)
 
     def publish_snapshot(self, said: Snapshot, ts_recv_ns: int, out: Batch) -> None:

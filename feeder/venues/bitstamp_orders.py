@@ -5,8 +5,8 @@ from decimal import Decimal, InvalidOperation
 from typing import Final
 
 from feeder.batch import Batch, VenueError
-from feeder.venues.bitstamp_books import Book
-from feeder.venues.bitstamp_messages import Event, Snapshot, read_order, read_orders
+from feeder.venues.bitstamp_books import Book, Held
+from feeder.venues.bitstamp_messages import Event, Order, Snapshot, read_order, read_orders
 from feeder.venues.order_sums import ASK, BID, OrderSums
 from feeder.venues.watch import Watch
 from market_types.instruments import Instrument
@@ -14,7 +14,7 @@ from market_types.instruments import Instrument
 _SIDES: Final = (BID, ASK)
 
 
-class OrderBook(Book):
+class OrderBook(Book[Order]):
     """One instrument's book, order by order. One of a snapshot's own time may come again: it tells the same.
 
     sums  of the orders that rest
@@ -30,13 +30,13 @@ class OrderBook(Book):
         super().__init__(instrument, watch)
         self.sums = OrderSums()
 
-    def micros(self, event: Event) -> int:
-        """Return the venue's time of an event. Raises VenueError."""
-        return int(read_order(bytes(event.data)).microtimestamp)
+    def read(self, event: Event) -> Order:
+        """Return what an event says. Raises VenueError."""
+        return read_order(bytes(event.data))
 
-    def publish(self, event: Event, micros: int, ts_recv_ns: int, out: Batch) -> None:
+    def publish(self, held: Held[Order], ts_recv_ns: int, out: Batch) -> None:
         """Take an order, and append the levels it changed. Raises VenueError."""
-        order = read_order(bytes(event.data))
+        micros, event, order = held
         number, qty = int(order.id_str), _decimal(order.amount_str)
         stale = self.sums.stale
         if event.event == "order_created":
@@ -62,7 +62,7 @@ class OrderBook(Book):
         bids, asks = map(_levels, self.sums.levels())
         self.append(int(said.microtimestamp), ts_recv_ns, bids, asks, out, snapshot=True)
 
-    def take_over(self, known: Book) -> None:
+    def take_over(self, known: Book[Order]) -> None:
         """Go on with the live book of the same channel on another connection."""
         assert isinstance(known, OrderBook)
         super().take_over(known)
