@@ -123,7 +123,7 @@ class Keeper:
         self._alerts: SimpleQueue[tuple[str, str, str]] = SimpleQueue()
         self._sender = stack.enter_context(closing(GroupSender(wire.interface, ttl=wire.ttl)))
         folder = ArchiveFolder(
-            Path(wire.archive.dir) if wire.archive.dir else state / "archive",
+            wire.archive.folder(state),
             hours=wire.archive.hours,
             max_bytes=wire.archive.max_bytes,
         )

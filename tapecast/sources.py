@@ -21,7 +21,8 @@ from udp_protocol.security import Trust
 from udp_protocol.sequencing import NS_PER_MS, NS_PER_S, Item, State
 from udp_protocol.settings import Multicast
 from udp_protocol.tape import sessions_of
-from udp_protocol.tape_follower import TapeFollower
+from udp_protocol.tape_archive import ARCHIVE_READ
+from udp_protocol.tape_follower import UNKNOWN, TapeFollower
 
 TICK_NS = 20_000_000
 BUSY_S = 0.001  # while something is missing
@@ -43,11 +44,11 @@ class Source(Protocol):
 
     @property
     def traffic(self) -> Counter[str]:
-        """Return requests_udp, requests_tcp and requests_unsent, and how often the keeper fell silent."""
+        """Return what it took to have all: see `stats` of a subscription."""
 
     @property
     def counters(self) -> Counter[str]:
-        """Return socket_drops (the kernel's, because this process was too slow) and bad_source."""
+        """Return what went wrong, such as socket_drops (the kernel's, as this process was too slow)."""
 
     def want_state(self, channel: int, symbol_id: int) -> None:
         """Ask the keeper for the state of an instrument, 0 = of all; it comes as State items."""
@@ -260,26 +261,43 @@ class TapeSource:
     """The tapes of the venues' writers on this host; their keeper knows what has left a tape already.
 
     A session is followed from the oldest record held. If that is not its first one, the keeper is asked for
-    the state at once, as there is no state loop to wait for.
+    the state at once, as there is no state loop to wait for. What leaves a tape from then on, before it was
+    read here, is read from the keeper's archive; what is in neither is lost.
     """
 
     rcvbuf_bytes = 0
 
     def __init__(
-        self, venues: Sequence[Venue], base: Path, marks: Flag, wire: Multicast, receiver: Receiver
+        self,
+        venues: Sequence[Venue],
+        base: Path,
+        archive: Path,
+        marks: Flag,
+        wire: Multicast,
+        receiver: Receiver,
     ) -> None:
         suffixes = ["", *(f".{mark.name.lower()}" for mark in Flag if mark & marks and mark.name)]
         writers = [venue.name + suffix for venue in venues for suffix in suffixes]
-        self.counters: Counter[str] = Counter()
-        self.traffic: Counter[str] = Counter()  # nothing is asked again
         self._receiver = receiver
         self._begun = {session for writer in writers for session in sessions_of(base / writer)}
-        self._followers = [TapeFollower(base, writer, skip_dead=True) for writer in writers]
+        self._followers = [TapeFollower(base, writer, skip_dead=True, archive=archive) for writer in writers]
         self._epoll = select.epoll()
         host = wire.recovery_host or wire.interface
         ports = wire.recovery_port_crypto, wire.recovery_port_stocks
         self._states = [StateAsker(host, port, self._epoll, receiver.counters) for port in ports]
         self._joining: set[int] = set()  # channels whose first number is not known yet
+        self._cut: dict[str, set[int]] = {writer: set() for writer in writers}  # sessions that may go on
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Return lapped (ranges of records lost), tape_crc, tape_broken and archive_refused."""
+        found = sum((follower.counters for follower in self._followers), Counter[str]())
+        return Counter({name: number for name, number in found.items() if name != ARCHIVE_READ})
+
+    @property
+    def traffic(self) -> Counter[str]:
+        """Return archive_read, the records that the tape had no more: nothing is asked again."""
+        return Counter({ARCHIVE_READ: sum(follower.counters[ARCHIVE_READ] for follower in self._followers)})
 
     def poll(self, timeout_s: float, out: list[Item]) -> None:
         """See `Source`."""
@@ -291,7 +309,7 @@ class TapeSource:
                 records = follower.poll(limit=BATCH_LIMIT)
                 if records:
                     found = True
-                    self._take(records, out)
+                    self._take(follower, records, out)
             for states in self._states:
                 states.poll(time.monotonic_ns(), out)
             if found or len(out) > n_before or time.monotonic() >= deadline:
@@ -308,8 +326,11 @@ class TapeSource:
     def leave_spin(self) -> None:
         """See `Source`: there is none."""
 
-    def _take(self, records: Sequence[tuple[int, bytes]], out: list[Item]) -> None:
+    def _take(self, follower: TapeFollower, records: Sequence[tuple[int, bytes]], out: list[Item]) -> None:
         now_ns, wall_s = time.monotonic_ns(), int(time.time())
+        cut = self._cut[follower.writer]
+        cut.update(lapped.session_id for lapped in follower.lapped if lapped.last == UNKNOWN)
+        follower.lapped.clear()
         for session, datagram in records:
             channel = datagram[30]
             sequencer = self._receiver.channels.get(channel)
@@ -317,7 +338,7 @@ class TapeSource:
                 continue
             if sequencer.session != session:
                 begun = session in self._begun  # what went before us is not lost
-                sequencer.switch(session, 0 if begun else 1, now_ns, out)
+                sequencer.switch(session, 0 if begun else 1, now_ns, out, cut=sequencer.session in cut)
                 self._joining.add(channel)
             self._receiver.datagram(channel, datagram, now_ns, wall_s, out)
             if channel in self._joining and sequencer.first:

@@ -78,7 +78,8 @@ class Subscription:
     ready  every channel heard so far has all its books, or definitions without `fold_books`
     gaps   the last entries of type gap and lost
     stats  counters: entries by type, `troubles`, line_a_down, line_b_down and stale (how often lines and
-           channels fell silent), requests_udp, requests_tcp, requests_unsent, keeper_down
+           channels fell silent), requests_udp, requests_tcp, requests_unsent, keeper_down; of a tape
+           archive_read (records that had left it)
     state  live, recovering (frames are missing) or stale (nothing came for a second), by channel
 
     late_join  there is a keeper that knows what was there before us; else books begin where the wire does

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from market_types.configuration import ConfigError, load
 from market_types.enums import Flag
-from market_types.places import shm_folder
+from market_types.places import shm_folder, state_folder
 from market_types.venues import CRYPTO_TEXT_CHANNEL, STOCKS_TEXT_CHANNEL, VENUES, Venue
 from tapecast.defaults_folder import DEFAULTS
 from tapecast.errors import UsageError
@@ -121,7 +121,8 @@ class Wire:
         if via.startswith(TCP_SOURCE):
             self._source = TcpSource(*tcp_address(via), self._receiver, allow)
         elif via == "tape":
-            self._source = TapeSource(venues, shm_folder(environ), allow, settings, self._receiver)
+            archive = settings.archive.folder(state_folder(environ))
+            self._source = TapeSource(venues, shm_folder(environ), archive, allow, settings, self._receiver)
         else:
             self._receiver.trust(trust)
             self._source = MulticastSource(venues, settings, self._receiver, allow, trust)

@@ -238,7 +238,8 @@ class ChannelSequencer:
         number = last.channel_seq
         highest = self.numbers.highest_frame
         if (
-            number > highest + JUMP
+            not self._ordered
+            and number > highest + JUMP
             and number > self.numbers.claimed + JUMP
             and self.numbers.highest
             and not self._vouched(number, frames, raw, now_ns)
@@ -312,12 +313,16 @@ class ChannelSequencer:
         self._consider_sessions(now_ns, out)
         self._note_silence(now_ns)
 
-    def switch(self, session: int, first: int, now_ns: int, out: list[Item]) -> None:
+    def switch(self, session: int, first: int, now_ns: int, out: list[Item], *, cut: bool = False) -> None:
         """Follow `session` at once: the source itself orders the sessions, as a tape does.
 
         first  number that counts as the first, 0 = the first one read
+        cut    the source lost the rest of the session followed, if it had one
         """
         self._end_session(out)
+        if cut and not self.done:
+            self._counters["sessions_cut"] += 1
+            out.append(Lost(self.channel, self.session, self.expected, -1))
         self._begin(session, first, 0, now_ns, out)
         self._ordered = self._proven = True
 

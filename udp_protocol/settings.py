@@ -1,6 +1,7 @@
 """Settings of the wire, `config/multicast.toml`. Defaults: SPEC.md, sections 1, 9 and 13."""
 
 import ipaddress
+from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -32,6 +33,10 @@ class Archive(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     dir: str = ""  # "" = `archive` in the state folder
     hours: Annotated[float, msgspec.Meta(gt=0)] = 24
     max_bytes: Annotated[int, msgspec.Meta(ge=128 * MIB)] = 16 * 1024 * MIB  # two files of 64 MiB at least
+
+    def folder(self, state: Path) -> Path:
+        """Return where it lies; `state` is the state folder."""
+        return Path(self.dir) if self.dir else state / "archive"
 
 
 class Security(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -31,6 +31,7 @@ from udp_protocol.tape import (
     sessions_of,
     unpack_segment_header,
 )
+from udp_protocol.tape_archive import ArchivedRecords
 
 UNKNOWN = -1
 LOOK_NS = 5_000_000  # a new session is seen that late: looking costs 10 us, polling 1
@@ -40,11 +41,11 @@ _NO_DATA: NDArray[np.uint8] = np.frombuffer(b"", np.uint8)
 
 
 class Lapped(NamedTuple):
-    """Records that were removed before they were read, or lay behind damage."""
+    """Records that were removed before they were read, or lay behind damage; the archive lacks them too."""
 
     session_id: int
     first: int
-    last: int  # UNKNOWN where nothing of the session is left
+    last: int  # UNKNOWN where nothing tells how far the session went
 
 
 class Position(NamedTuple):
@@ -94,10 +95,13 @@ class TapeFollower:
     from_start  begin with the oldest record held, else behind the newest
     skip_dead   pass over sessions that are over when this object is made
     begin       the first record wanted, or the next one that is held; goes before the other two
+    archive     folder of the archive whose copies `poll` reads where the tape has gone on; None = without one
     writer      its name
     session     the one being read, 0 = none yet
-    counters    lapped (ranges), tape_crc (records passed over), tape_broken (segments left early)
-    lapped      the ranges; the caller may clear it
+    counters    lapped (ranges), tape_crc (records passed over), tape_broken (segments left early); and those
+                of `ArchivedRecords`
+    lapped      the ranges, and UNKNOWN behind a session whose rest came from the archive: only whoever knows
+                its last record can say whether it is whole. The caller may clear it
     The constructor and `poll` raise TapeError if another user owns `base`.
     """
 
@@ -109,6 +113,7 @@ class TapeFollower:
         from_start: bool = True,
         skip_dead: bool = False,
         begin: Position | None = None,
+        archive: Path | None = None,
     ) -> None:
         self.writer = writer
         self.session = 0
@@ -116,6 +121,8 @@ class TapeFollower:
         self.lapped: list[Lapped] = []
         self._base = base
         self._folder = base / writer
+        self._archive = archive / writer if archive else None
+        self._archived: ArchivedRecords | None = None  # what comes before the segment that is open
         self._found = np.empty((_SCAN_RECORDS, 2), np.int64)
         self._pulse: NDArray[np.uint8] | None = None
         self._memory: mmap.mmap | None = None
@@ -126,15 +133,14 @@ class TapeFollower:
         self._record = 0  # next one to read, 0 = whichever is the oldest
         self._leaving = 0  # the session after this one
         self._look_ns = 0
-        newest = max(sessions_of(self._folder), default=0)
+        newest = self._newest = max(sessions_of(self._folder), default=0)
         self._dead = newest if skip_dead and not begin else 0  # unless its pulse is fresh
         self._begin = begin or Position(0, 0)
         if begin:
-            self._enter(begin.session)
-            self._record = begin.record
+            self._enter(begin.session, begin.record)
             self._first = max((first for first in self._segments() if first <= begin.record), default=1) - 1
         elif newest and not from_start:
-            self._enter(newest)
+            self._enter(newest, 0)
             self._first = max(self._segments(), default=1) - 1
             while self.poll():
                 pass
@@ -143,6 +149,10 @@ class TapeFollower:
         """Return up to `limit` records as (session, datagram), in their order; never waits."""
         out: list[tuple[int, bytes]] = []
         while len(out) < limit:
+            if self._archived is not None:
+                self._read_archived(self._archived, limit - len(out), out)
+                if self._archived is not None:
+                    break  # it has not got the next one yet
             if self._memory is not None:
                 self._read(self._memory, limit - len(out), out)
             if not self._go_on():
@@ -154,6 +164,7 @@ class TapeFollower:
 
         None if there is nothing to read. Damaged records are `read`'s to tell, and counted by whoever calls.
         """
+        assert self._archive is None, "stretches are the tape's own"
         while True:
             if self._memory is not None:
                 begin, first, data = self._at, self._record, self._data
@@ -173,7 +184,8 @@ class TapeFollower:
         if self._why == FULL or (self._why != UNWRITTEN and self._next_segment()):
             return True
         if self._leaving:  # seen before the last look at the old session, so nothing comes there any more
-            self._enter(self._leaving)
+            if not self._rest_is_archived():
+                self._enter(self._leaving, 1 if self.session or self._leaving > self._newest else 0)
         else:
             self._leaving = self._later_session()
             if not self._leaving:
@@ -186,8 +198,29 @@ class TapeFollower:
 
     def close(self) -> None:
         """Give the memory back; what `poll` returned stays valid."""
+        if self._archived is not None:
+            self._archived.close()
         self._memory = self._pulse = None
         self._data = _NO_DATA
+
+    def _read_archived(self, archived: ArchivedRecords, room: int, out: list[tuple[int, bytes]]) -> None:
+        """Read what the tape does not hold any more, and tell what the archive does not hold either."""
+        archived.read(room, out)
+        if not archived.over:
+            return
+        for first, last in archived.holes:
+            self._note_lapped(first, last)
+        self._archived = None
+        if archived.open_end:
+            self.lapped.append(Lapped(self.session, archived.record, UNKNOWN))
+            self._memory, self._why = None, UNWRITTEN  # no more of this session
+
+    def _rest_is_archived(self) -> bool:
+        """Begin with the rest of the session in the archive, if it went from the tape before it was read."""
+        if self._archive is None or not self.session or self._why == UNWRITTEN:
+            return False
+        self._archived = ArchivedRecords(self._archive, self.session, self._record, 0, self.counters)
+        return True
 
     def _read(self, memory: mmap.mmap, room: int, out: list[tuple[int, bytes]]) -> None:
         found = self._found[: min(room, _SCAN_RECORDS)]
@@ -229,7 +262,7 @@ class TapeFollower:
             self._leave_broken()
             return False
         if 0 < self._record < first:
-            self._note_lapped(first - 1)
+            self._pass_over(first)
         self._record = first
         self._memory, self._data, self._at = memory, np.frombuffer(memory, np.uint8), SEGMENT_HEADER
         if self.session == self._begin.session:
@@ -245,16 +278,23 @@ class TapeFollower:
             self._at += RECORD_HEADER + (length + 7 & -8)
             self._record += 1
 
-    def _note_lapped(self, last: int) -> None:
+    def _pass_over(self, end: int) -> None:
+        """Read the records before `end` from the archive; without one they are lost."""
+        if self._archive is None:
+            self._note_lapped(self._record, end - 1)
+        else:
+            self._archived = ArchivedRecords(self._archive, self.session, self._record, end, self.counters)
+
+    def _note_lapped(self, first: int, last: int) -> None:
         self.counters["lapped"] += 1
-        self.lapped.append(Lapped(self.session, self._record, last))
+        self.lapped.append(Lapped(self.session, first, last))
 
     def _later_session(self) -> int:
         """Return the next session to read, 0 if there is none; only a silent writer can have a successor."""
         now_ns = time.monotonic_ns()
         if now_ns < self._look_ns or not self.writer_silent(now_ns):
             return 0
-        for session in sessions_of(self._folder):
+        for session in self._sessions():
             if session > max(self.session, self._dead):
                 return session
             if (
@@ -266,16 +306,26 @@ class TapeFollower:
         self._look_ns = now_ns + LOOK_NS  # where there is a session, there may be one more
         return 0
 
-    def _enter(self, session: int) -> None:
+    def _sessions(self) -> list[int]:
+        """Return the sessions on the tape and, once one was read, those in the archive, oldest first."""
+        sessions = sessions_of(self._folder)
+        if self._archive is None or not self.session:
+            return sessions
+        return sorted({*sessions, *sessions_of(self._archive)})
+
+    def _enter(self, session: int, record: int) -> None:
+        """Go on with a session, at this record; 0 = the oldest that is there."""
         check_owner(self._base)
         if self._why == END:  # its next segment went with the whole session
-            self._note_lapped(UNKNOWN)
-        self._record = 1 if self.session else 0
+            self._note_lapped(self._record, UNKNOWN)
+        self._record = record
         self.session = session
         self._pulse = self._pulse_of(session)
         self._memory = None
         self._why = BROKEN
         self._first = self._leaving = 0
+        if self._pulse is None and record:
+            self._rest_is_archived()  # all of it
 
     def _pulse_of(self, session: int) -> NDArray[np.uint8] | None:
         """Return the memory of a session's pulse, None if the session is gone."""

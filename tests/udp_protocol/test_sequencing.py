@@ -344,3 +344,28 @@ def test_a_receiver_opened_for_replay_takes_it() -> None:
     out: list[Frame | Lost | SessionBegin] = []
     receiver.datagram(CHANNEL, datagram(1, flags=int(Flag.REPLAY)), 1, WALL_S, out)
     assert len(out) == 2
+
+
+@pytest.mark.parametrize(("cut", "ended"), [(True, False), (True, True), (False, False)])
+def test_the_rest_of_a_session_that_its_source_lost_is_told(cut: bool, ended: bool) -> None:
+    ear = Ear()
+    ear.sequencer.switch(SESSION, 1, ear.now_ns, ear.out)
+    for number in (1, 2):
+        ear.hear(datagram(number))
+    if ended:
+        ear.hear(end(3))
+    ear.sequencer.switch(SESSION + 1, 1, ear.now_ns, ear.out, cut=cut)
+    told = cut and not ended
+    lost = [Lost(CHANNEL, SESSION, 3, -1)] if told else []
+    assert ear.out[-1 - len(lost) :] == [*lost, SessionBegin(CHANNEL, SESSION + 1)]
+    assert ear.counters == ({"sessions_cut": 1} if told else {})
+
+
+def test_a_source_that_orders_sessions_may_jump_as_far_as_it_lost() -> None:
+    ear = Ear()
+    ear.sequencer.switch(SESSION, 1, ear.now_ns, ear.out)
+    ear.hear(datagram(1))
+    ear.hear(datagram(JUMP + 10))
+    ear.sequencer.tick(ear.now_ns, ear.out)
+    assert ear.out[2] == Lost(CHANNEL, SESSION, 2, JUMP + 9)
+    assert not ear.counters["bad_jump"]
