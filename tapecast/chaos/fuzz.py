@@ -32,8 +32,9 @@ from udp_protocol.recovery import Recovery
 from udp_protocol.retransmission import live_request, request, state_request
 from udp_protocol.sequencing import ChannelSequencer
 from udp_protocol.tape import (
+    LOCK,
+    PULSE,
     RECORD_HEADER,
-    SEGMENT_HEADER,
     SegmentHeader,
     pack_segment_header,
     segment_name,
@@ -41,15 +42,16 @@ from udp_protocol.tape import (
 )
 from udp_protocol.tape_follower import TapeFollower
 
-N: Final = 12_000  # of each kind; the decoders by themselves take 10^5 elsewhere
+N: Final = 100_000  # of each kind
 KEPT: Final = 5_000  # datagrams of the tape to begin with
+SERVED: Final = 1_000  # of them on the keeper's tape: whoever is sent it all is sent no more than that
 GROWTH_MIB: Final = 64.0  # of memory over the second half of a run, with all caps reached in the first
 SHARE: Final = 0.25  # to be accepted at least
 
 
 def mutations(bench: Bench) -> Result:
     """Feed mutated bytes to receiver, books, recovery, keeper and followers; nothing may be raised."""
-    n = bench.times or (100_000 if bench.long else N)
+    n = bench.times or (1_000_000 if bench.long else N)
     result = Result(
         "mutations",
         f"{n:,} mutated datagrams, as many requests, as many tape records",
@@ -62,7 +64,7 @@ def mutations(bench: Bench) -> Result:
     with tempfile.TemporaryDirectory(dir=bench.stock.place.folder) as folder:
         for target in (
             _Subscriber(found),
-            _Keeper(tape, Path(folder), found),
+            _Keeper(Path(folder), found),
             _Tapes(found, bench.stock.place.shm),
         ):
             accepted, grown = _attack(target, n, pick)
@@ -194,13 +196,16 @@ class _Socket:
 
 
 class _Keeper(Target):
-    """Answers by UDP and by TCP, on the whole tape."""
+    """Answers by UDP and by TCP, on the beginning of the tape."""
 
     name = "keeper"
 
-    def __init__(self, tape: Path, folder: Path, found: list[bytes]) -> None:
+    def __init__(self, folder: Path, found: list[bytes]) -> None:
         self._now_ns = NS_PER_S
-        self._store = Store(tape.parent)
+        header = unpack_header(found[0])
+        served = [_record(len(data), zlib.crc32(data), data) for data in found[:SERVED]]
+        _lay_tape(folder / "shm", served, header.session_id)
+        self._store = Store(folder / "shm")
         self._states = States(self._store)
         self._files = StateFiles(folder / "spin")
         while stretches := self._store.poll(self._now_ns):
@@ -210,7 +215,6 @@ class _Keeper(Target):
         loop = StateLoop(self._states, lambda *_: True, lambda *_: None, self._files, 1360)
         self._sources = Sources(self._store, self._states, loop, 1360)
         self._answers = UdpAnswers(self._store, Cookies(bytes(32)), 1360)
-        header = unpack_header(found[0])
         session, channels = header.session_id, sorted({data[30] for data in found})
         self._requests = [
             made
@@ -281,8 +285,7 @@ class _Tapes(Target):
         length, crc = len(data), zlib.crc32(data)
         if pick.random() < 0.1:
             length, crc = pick.choice(((length, crc ^ 1), (pick.randrange(2**32), crc), (length + 8, crc)))
-        record = length.to_bytes(4, "little") + crc.to_bytes(4, "little") + data
-        self._records.append(record + bytes(-len(record) % 8))
+        self._records.append(_record(length, crc, data))
         if len(self._records) == self.n_records:
             self._read()
             self._records.clear()
@@ -292,17 +295,9 @@ class _Tapes(Target):
             return False
 
     def _read(self) -> None:
-        header = unpack_header(self._found[0])
         with tempfile.TemporaryDirectory(dir=self._shm) as name:
-            writer = Path(name) / "binance"
-            folder = session_folder(writer, header.session_id)
-            folder.mkdir(parents=True)
-            (writer / "lock").touch()
-            (folder / "pulse").write_bytes(bytes(8))
-            begin = pack_segment_header(SegmentHeader(header.session_id, 1, 2, 1, 0))
-            body = b"".join(self._records)
-            (folder / segment_name(1)).write_bytes(begin + body + bytes(4 * RECORD_HEADER))
-            assert len(begin) == SEGMENT_HEADER
+            session = unpack_header(self._found[0]).session_id
+            _lay_tape(Path(name), self._records, session)
             follower = TapeFollower(Path(name), "binance")
             while follower.poll():
                 pass
@@ -315,7 +310,23 @@ class _Tapes(Target):
                     states.take(stretch)
                 now_ns += NS_PER_S
             for channel in range(2, 10):
-                session = header.session_id
                 for frame in store.frames(channel, session, 1, 2**40):
                     assert unpack_header(frame).channel_id == channel
             store.close()
+
+
+def _record(length: int, crc: int, data: bytes) -> bytes:
+    """Return a record of a tape, padded, that says these two of its datagram."""
+    record = length.to_bytes(4, "little") + crc.to_bytes(4, "little") + data
+    return record + bytes(-len(record) % 8)
+
+
+def _lay_tape(base: Path, records: list[bytes], session: int) -> None:
+    """Put these records into the one segment of a tape of binance whose writer is gone."""
+    writer = base / "binance"
+    folder = session_folder(writer, session)
+    folder.mkdir(parents=True)
+    (writer / LOCK).touch()
+    (folder / PULSE).write_bytes(bytes(8))
+    begin = pack_segment_header(SegmentHeader(session, 1, 2, 1, 0))
+    (folder / segment_name(1)).write_bytes(begin + b"".join(records) + bytes(4 * RECORD_HEADER))

@@ -17,8 +17,7 @@ import pytest
 import tapecast
 from tapecast.tapes import Record, read, segments_at
 from udp_protocol.datagram import walk
-from udp_protocol.tape import segments_of, sessions_of
-from udp_protocol.tape_follower import TapeFollower
+from udp_protocol.tape import segments_of, session_folder, sessions_of
 
 CAPTURE = "binance_usdm/hftb_btcusdt_20240808.jsonl.gz"  # 21 MB of tape
 WRITER = "binance.replay"
@@ -67,97 +66,103 @@ def heard_frames(path: Path) -> Frames:
     return frames
 
 
-def number(frame: bytes) -> int:
-    return int.from_bytes(frame[8:16], "little")
+class Subscriber:
+    """A subscriber that can be made to stall."""
 
-
-class Stalled:
-    """A subscriber that was stopped in the midst of a session, until its next records had left the tape."""
-
-    def __init__(self, stage: Any, recordings: Path, stack: ExitStack) -> None:
-        stage.environ["TAPECAST__MULTICAST__TAPE__MAX_BYTES"] = str(BUDGET)
-        self.path = stage.folder / "heard"
+    def __init__(self, stage: Any, name: str, stack: ExitStack, **environ: str) -> None:
+        self.path = stage.folder / name
         self.popen = subprocess.Popen(
-            [sys.executable, "-P", "-c", SUBSCRIBER, self.path], env=stage.environ, cwd=stage.folder,
-            stdout=subprocess.PIPE, text=True,
+            [sys.executable, "-P", "-c", SUBSCRIBER, self.path], env=stage.environ | environ,
+            cwd=stage.folder, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         stack.callback(self.popen.wait)
         stack.callback(self.popen.kill)
         assert self.popen.stdout is not None
         assert self.popen.stdout.readline() == "ready\n"
-        feeder = stage.start(
-            "feeder", "binance", "--replay", recordings / CAPTURE, "--speed", "max", "--exit-at-end",
-            TAPECAST__MULTICAST__REPLAY_FRAMES_PER_S="0",
-        )  # fmt: skip
-        self._wait(feeder, lambda: self.path.stat().st_size > 500_000)
-        os.kill(self.popen.pid, signal.SIGSTOP)
-        folder = stage.shm / WRITER
-        session = folder / f"{sessions_of(folder)[-1]:010}"
-        newest = segments_of(session)[-1]
-        self._wait(feeder, lambda: segments_of(session)[0] > newest)
-        os.kill(self.popen.pid, signal.SIGCONT)
-        assert feeder.end() == 0, feeder.err
-        (end,) = [json.loads(line) for line in feeder.err.splitlines() if '"session_ended"' in line]
-        self.n_published = end["frames"]
-        self.said: dict[str, Any] = json.loads(self.popen.communicate(timeout=120)[0])
-        self.frames = heard_frames(self.path)
 
-    @staticmethod
-    def _wait(feeder: Any, come: Callable[[], bool]) -> None:
+    @property
+    def n_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    def end(self) -> dict[str, Any]:
+        """Wait for its end and return what it said."""
+        said: dict[str, Any] = json.loads(self.popen.communicate(timeout=120)[0])
+        return said
+
+
+def feed_beside_stalled(stage: Any, recordings: Path, subscribers: list[Subscriber]) -> int:
+    """Stop the subscribers within a session until what they want next has left the tape.
+
+    Returns how many frames were published in all.
+    """
+    feeder = stage.start(
+        "feeder", "binance", "--replay", recordings / CAPTURE, "--speed", "max", "--exit-at-end",
+        TAPECAST__MULTICAST__REPLAY_FRAMES_PER_S="0",
+    )  # fmt: skip
+
+    def wait(come: Callable[[], bool]) -> None:
         deadline = time.monotonic() + 120
         while not come():
             assert time.monotonic() < deadline, feeder.err
             time.sleep(0.005)
 
+    wait(lambda: min(subscriber.n_bytes for subscriber in subscribers) > 500_000)
+    for subscriber in subscribers:
+        os.kill(subscriber.popen.pid, signal.SIGSTOP)
+    folder = stage.shm / WRITER
+    session = session_folder(folder, sessions_of(folder)[-1])
+    newest = segments_of(session)[-1]
+    wait(lambda: segments_of(session)[0] > newest)
+    for subscriber in subscribers:
+        os.kill(subscriber.popen.pid, signal.SIGCONT)
+    assert feeder.end() == 0, feeder.err
+    (end,) = [json.loads(line) for line in feeder.err.splitlines() if '"session_ended"' in line]
+    return int(end["frames"])
+
 
 @pytest.fixture
-def stalled(stage: Any, recordings: Path) -> Iterator[Callable[[], Stalled]]:
-    with ExitStack() as stack:
-        yield lambda: Stalled(stage, recordings, stack)
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as made:
+        yield made
 
 
-def test_a_lapped_subscriber_has_every_frame_from_the_archive(
-    stage: Any, stalled: Callable[[], Stalled]
+def test_a_lapped_subscriber_has_all_from_the_archive_and_without_one_is_told_what_it_lost(
+    stage: Any, recordings: Path, stack: ExitStack, free_ports: Callable[[int], list[int]]
 ) -> None:
+    stage.environ["TAPECAST__MULTICAST__TAPE__MAX_BYTES"] = str(BUDGET)
     keeper = stage.start("keeper")
     keeper.wait_for('"event":"keeper"')
-    subscriber = stalled()
+    whole = Subscriber(stage, "whole", stack)
+    alone = Subscriber(
+        stage, "alone", stack, TAPECAST_STATE=str(stage.folder / "no-keeper"),
+        TAPECAST__MULTICAST__RECOVERY_PORT_CRYPTO=str(free_ports(1)[0]),
+    )  # fmt: skip
+    n_published = feed_beside_stalled(stage, recordings, [whole, alone])
+    said_whole, said_alone = whole.end(), alone.end()
     keeper.signal(signal.SIGTERM)
     assert keeper.end() == 0, keeper.err
+
     archive = stage.folder / "state" / "archive" / WRITER
     records = [item for item in read(segments_at(archive)) if isinstance(item, Record)]
     kept = frames_of(record.datagram for record in records)
-    assert sum(map(len, kept.values())) == subscriber.n_published
-    assert subscriber.frames == kept
-    said = subscriber.said
-    assert said["lost"] == []
-    assert 0 < said["stats"]["archive_read"] < len(records)
-    assert not said["stats"].keys() & {"lapped", "frames_lost", "tape_crc", "tape_broken"}
+    assert sum(map(len, kept.values())) == n_published
+    assert heard_frames(whole.path) == kept
+    assert said_whole["lost"] == []
+    stats = said_whole["stats"]
+    assert 0 < stats["archive_read"] < len(records)
+    assert not stats.keys() & {"lapped", "frames_lost", "tape_crc", "tape_broken"}
     with tapecast.tape(archive) as offline:
-        assert sum(1 for _ in offline) == said["entries"]
+        assert sum(1 for _ in offline) == said_whole["entries"]
         books = {name: [book.bids_text(), book.asks_text()] for (_, name), book in offline.books.items()}
-    assert json.loads(json.dumps(books)) == said["books"] != {}
+    assert json.loads(json.dumps(books)) == said_whole["books"] != {}
 
-
-def test_without_a_keeper_what_left_the_tape_is_told_as_lost(
-    stage: Any, stalled: Callable[[], Stalled]
-) -> None:
-    subscriber = stalled()
-    said = subscriber.said
-    lost: dict[int, list[int]] = defaultdict(list)
-    for gap in said["lost"]:
-        lost[gap["channel"]] += range(gap["first"], gap["last"] + 1)
-    assert lost
-    for channel, frames in subscriber.frames.items():
-        numbers = [number(frame) for frame in frames]
-        assert sorted(numbers + lost[channel]) == list(range(1, numbers[-1] + 1))
-        assert numbers == sorted(numbers)
-    n_lost = sum(map(len, lost.values()))
-    assert sum(map(len, subscriber.frames.values())) + n_lost == subscriber.n_published
-    assert said["stats"]["frames_lost"] == n_lost
-    assert said["stats"]["lapped"] > 0
-    assert "archive_read" not in said["stats"]
-    follower = TapeFollower(stage.shm, WRITER)
-    held = frames_of(datagram for part in iter(follower.poll, []) for _, datagram in part)
-    for channel, frames in held.items():
-        assert subscriber.frames[channel][-len(frames) :] == frames
+    lost: dict[int, set[int]] = defaultdict(set)
+    for gap in said_alone["lost"]:
+        lost[gap["channel"]].update(range(gap["first"], gap["last"] + 1))
+    for channel, frames in kept.items():
+        rest = [frame for number, frame in enumerate(frames, 1) if number not in lost[channel]]
+        assert heard_frames(alone.path)[channel] == rest
+    stats = said_alone["stats"]
+    assert stats["frames_lost"] == sum(map(len, lost.values())) > 0
+    assert stats["lapped"] > 0
+    assert "archive_read" not in stats
