@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -135,3 +136,86 @@ def stage(tmp_path: Path, free_ports: Callable[[int], list[int]]) -> Iterator[An
     for process in made.processes:
         process.stop()
     shutil.rmtree(shm, ignore_errors=True)
+
+
+# Keeps the bytes of the frames behind the entries that a subscriber iterates; says the rest at its end.
+SUBSCRIBER = """
+import json, sys
+import tapecast
+from udp_protocol.frame import Frame
+heard = tapecast.subscribe("binance", via=sys.argv[2], allow=sys.argv[3:], until_done=True)
+poll = heard.wire.poll
+with open(sys.argv[1], "wb", buffering=0) as out:
+    def told(timeout_s):
+        items = poll(timeout_s)
+        out.write(b"".join(bytes(item.raw) for item in items if isinstance(item, Frame)))
+        return items
+    heard.wire.poll = told
+    print("ready", flush=True)
+    n_entries = sum(1 for _ in heard)
+books = {name: (book.bids_text(), book.asks_text()) for (_, name), book in heard.books.items()}
+lost = [dict(gap) for gap in heard.gaps if gap.type == "lost"]
+print(json.dumps({"entries": n_entries, "stats": heard.stats, "lost": lost, "books": books}))
+"""
+
+Frames = dict[int, list[bytes]]
+
+
+class Subscriber:
+    """A program that subscribes to binance until its session ends."""
+
+    def __init__(
+        self, stage: Stage, name: str, stack: ExitStack, via: str, allow: str, environ: dict[str, str]
+    ) -> None:
+        self.path = stage.folder / name
+        words = [self.path, via, *([allow] if allow else [])]
+        self.popen = subprocess.Popen(
+            [sys.executable, "-P", "-c", SUBSCRIBER, *words], env=stage.environ | environ, cwd=stage.folder,
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        stack.callback(self.popen.wait)
+        stack.callback(self.popen.kill)
+        assert self.popen.stdout is not None
+        assert self.popen.stdout.readline() == "ready\n"
+
+    @property
+    def n_bytes(self) -> int:
+        return self.path.stat().st_size
+
+    @property
+    def frames(self) -> Frames:
+        """Return what it heard: frames by channel, in order."""
+        data, at = self.path.read_bytes(), 0
+        frames: Frames = defaultdict(list)
+        while at < len(data):
+            end = at + 66 + int.from_bytes(data[at + 6 : at + 8], "little")
+            frames[data[at + 30]].append(data[at:end])
+            at = end
+        return frames
+
+    @staticmethod
+    def frames_of(datagrams: Iterable[bytes]) -> Frames:
+        """Return the frames of datagrams likewise."""
+        from udp_protocol.datagram import walk
+
+        frames: Frames = defaultdict(list)
+        for datagram in datagrams:
+            for frame in walk(datagram, channel=None):
+                frames[frame.header.channel_id].append(bytes(frame.raw))
+        return frames
+
+    def end(self) -> dict[str, Any]:
+        """Wait for its end and return what it said."""
+        said: dict[str, Any] = json.loads(self.popen.communicate(timeout=120)[0])
+        return said
+
+
+@pytest.fixture
+def hear(stage: Stage) -> Iterator[Any]:
+    """Return what starts a `Subscriber` and waits until it has joined."""
+    with ExitStack() as stack:
+
+        def start(name: str, *, via: str, allow: str = "", **environ: str) -> Subscriber:
+            return Subscriber(stage, name, stack, via, allow, environ)
+
+        yield start
