@@ -1,4 +1,4 @@
-"""replay.coinbase: subscriptions, wordings, books and REST, against the capture of 2021-04-17."""
+"""replay.coinbase_exchange: subscriptions, wordings, books and REST, against the capture of 2021-04-17."""
 
 import asyncio
 import math
@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from recording import CaptureError, Received, open_capture
-from replay.coinbase import Bucket, CoinbaseStandIn
+from replay.coinbase_exchange import Bucket, CoinbaseStandIn
 from replay.coinbase_capture import renumbered, shifted
 from replay.coinbase_session import KEY, PASSPHRASE, SECRET, signature
 from replay.venue import Refused
