@@ -41,6 +41,7 @@ stall: a connection that is open and dead: no data, no ping, no answer to a ping
 silence: one stream of a living connection stops, as a stream asked for on the wrong path of USD-M.
 reset: the engine's numbers start again. Of a book `U`, `u`, `pu` and `lastUpdateId` (spot has no `pu`),
     of trades `t`, of aggregates `a`, `f` and `l`; the answers of `depth` and of old trades go along.
+    Coinbase's Advanced Trade counts the messages of a connection, which goes on: trade ids begin anew.
 delist: the status becomes BREAK on spot, SETTLING on USD-M, on COIN-M CLOSE of a perpetual and DELIVERED of
     a delivery contract (its key is `contractStatus`); subscriptions stay and are silent.
 drift: a clock of the venue that is wrong: `E` (push time; all that spot depth has) and `T` (engine or trade
@@ -60,7 +61,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from replay.venue import StandIn
+from replay.venue import Counting, StandIn
 
 OVERSIZE_BYTES = 64 * 1024 * 1024
 NS_PER_S = 1_000_000_000
@@ -221,6 +222,8 @@ class Faults:
         if stream in self._renumbered:
             sent = [self._standin.renumbered(stream, message) for message in sent]
         if time_ns < self._silent_until_ns.get(stream, 0):
+            if isinstance(self._standin, Counting):
+                self._standin.withheld(stream)
             return []
         return sent + behind
 

@@ -103,6 +103,17 @@ class Speaking(Protocol):
         """
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """What a stand-in offers besides whose venue counts a connection's messages, whatever they are about.
+
+    They are counted as the play takes them, before any fault: a message that is lost leaves a hole.
+    """
+
+    def withheld(self, stream: int) -> None:
+        """Take back the number of the message of `stream` that was played last: the venue never said it."""
+
+
 class StandIn(Protocol):
     """A venue's protocol over one recording. Streams are numbers of its `play`."""
 

@@ -12,8 +12,9 @@ import orjson
 import pytest
 
 from recording import CaptureError, Received, open_capture
-from replay.coinbase_exchange import Bucket, CoinbaseStandIn
 from replay.coinbase_capture import renumbered, shifted
+from replay.coinbase_exchange import CoinbaseStandIn
+from replay.coinbase_products import Bucket
 from replay.coinbase_session import KEY, PASSPHRASE, SECRET, signature
 from replay.venue import Refused
 

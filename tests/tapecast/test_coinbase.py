@@ -1,4 +1,4 @@
-"""Coinbase with real processes: from its recording to the books of a subscriber."""
+"""Coinbase with real processes: from its recording, told by either feed, to the books of a subscriber."""
 
 from collections import defaultdict
 from decimal import Decimal
@@ -34,7 +34,10 @@ def slow_books(path: Path) -> dict[str, dict[str, list[tuple[Decimal, Decimal]]]
     }
 
 
-def test_a_feeder_plays_the_recording_to_its_end(stage: Any, recordings: Path) -> None:
+@pytest.mark.parametrize("market", [(), ("--market", "advanced")], ids=["exchange", "advanced"])
+def test_a_feeder_plays_the_recording_to_its_end(
+    stage: Any, recordings: Path, market: tuple[str, ...]
+) -> None:
     books = stage.ready(
         "books",
         "--json",
@@ -49,7 +52,7 @@ def test_a_feeder_plays_the_recording_to_its_end(stage: Any, recordings: Path) -
         "0",
     )
     feeder = stage.start(
-        "feeder", "coinbase", "--replay", recordings / CAPTURE, "--speed", "max", "--exit-at-end"
+        "feeder", "coinbase", "--replay", recordings / CAPTURE, "--speed", "max", "--exit-at-end", *market
     )
     assert feeder.end() == 0, feeder.err[-3000:]
     assert books.end() == 0, books.err[-3000:]
@@ -63,8 +66,29 @@ def test_a_feeder_plays_the_recording_to_its_end(stage: Any, recordings: Path) -
             assert levels == expected[product][side], product
 
 
+def test_single_messages_are_fed_in_the_order_the_venue_would_send_them(stage: Any, recordings: Path) -> None:
+    """Of Advanced Trade no continuous capture is known, but messages of 2026 are."""
+    words = ("--via", "tape", "--venue", "coinbase", "--allow", "replay", "--until-done", "--json")
+    books = stage.ready("books", *words, "--levels", "0")
+    samples = recordings / "coinbase/samples_live2026.jsonl"
+    feeder = stage.start(
+        "feeder", "coinbase", "--replay", samples, "--market", "advanced", "--speed", "max", "--exit-at-end"
+    )
+    assert feeder.end() == 0, feeder.err[-3000:]
+    assert books.end() in (0, 1), books.err  # 1: of BTC-USD there is a trade alone
+    said = {row["symbol"]: row for row in map(orjson.loads, books.out.splitlines())}
+    perpetual = said["BTC-PERP-INTX"]
+    assert perpetual["valid"]
+    assert [[Decimal(price) for price, _ in perpetual[side]] for side in ("bids", "asks")] == [
+        [Decimal("79943.9"), Decimal("79943.8")], [Decimal(79944), Decimal("79944.1")]
+    ]  # fmt: skip
+
+
 @pytest.mark.long
-def test_fifty_products_keep_within_the_venues_limits(stage: Any, recordings: Path) -> None:
+@pytest.mark.parametrize("market", [(), ("--market", "advanced")], ids=["exchange", "advanced"])
+def test_fifty_products_keep_within_the_venues_limits(
+    stage: Any, recordings: Path, market: tuple[str, ...]
+) -> None:
     books = stage.ready(
         "books",
         "--json",
@@ -79,8 +103,9 @@ def test_fifty_products_keep_within_the_venues_limits(stage: Any, recordings: Pa
         "1",
     )
     feeder = stage.start(
-        "feeder", "coinbase", "--replay", recordings / CAPTURE, "--alias", 50, "--speed", 4, "--exit-at-end"
-    )
+        "feeder", "coinbase", "--replay", recordings / CAPTURE, "--alias", 50, "--speed", 4,
+        "--exit-at-end", *market,
+    )  # fmt: skip
     assert feeder.end() == 0, feeder.err[-3000:]
     assert books.end() == 0, books.err[-3000:]
     rows = [orjson.loads(line) for line in books.out.splitlines()]

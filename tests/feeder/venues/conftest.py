@@ -588,12 +588,19 @@ class Duet:
 def duet(recordings: Path, make_desk: Callable[..., Any], tmp_path: Path) -> Callable[..., Duet]:
     """Return a function that puts a market's adapter and the stand-in of a capture together."""
 
-    def make(market: Any, *names: str, toml: dict[str, Any], faults: str = "", n_aliases: int = 0) -> Duet:
+    def make(
+        market: Any,
+        *names: str,
+        toml: dict[str, Any],
+        faults: str = "",
+        n_aliases: int = 0,
+        told_as: str | None = None,  # the market to open the capture as, None = as it says itself
+    ) -> Duet:
         planned = None
         if faults:
             (tmp_path / "faults.toml").write_text(faults)
             planned = read_faults(tmp_path / "faults.toml")
-        standin = stand_in_of(open_capture([recordings / name for name in names]), n_aliases)
+        standin = stand_in_of(open_capture([recordings / name for name in names], told_as), n_aliases)
         return Duet(make_desk, market, standin, toml, planned)
 
     return make

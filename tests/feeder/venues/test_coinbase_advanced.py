@@ -1,6 +1,9 @@
-"""Coinbase Advanced Trade, on the samples of 2026: there is no continuous capture of it."""
+"""Coinbase Advanced Trade: the samples of 2026, and the Exchange's capture as its stand-in tells it."""
 
+import itertools
 import json
+from collections import defaultdict
+from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,8 +20,10 @@ from feeder.venues.coinbase_advanced import AdvancedAdapter
 from market_types.enums import Aggressor, Flag, GapState, GapStream, InstrumentStatus, MarketKind, MsgType
 from market_types.instruments import Instrument
 from matching_engine.books import L2Books
+from recording import Received, open_capture
 from udp_protocol.payloads import decode
 
+CAPTURE = "coinbase/20210417_COINBASE.ws.28.0.gz"
 MARKET = MARKETS["advanced"]
 S = 1_000_000_000
 
@@ -255,3 +260,174 @@ def test_a_planned_hand_over_counts_through_what_came_in_silence(rig: Rig, recor
     assert MsgType.BOOK_CLEAR not in types
     assert MsgType.L2_SNAPSHOT in types
     assert not rig.shared.counters
+
+
+# ------------------------------------------------------------------ against the stand-in
+
+
+Levels = tuple[list[tuple[Decimal, Decimal]], list[tuple[Decimal, Decimal]]]
+
+
+class Recorded:
+    """The capture of the Exchange feed by a plain reading: books at its end, trades by id."""
+
+    def __init__(self, path: Path) -> None:
+        books: dict[str, tuple[dict[Decimal, Decimal], ...]] = defaultdict(lambda: ({}, {}))
+        self.trades: dict[str, dict[int, dict[str, Any]]] = defaultdict(dict)
+        for event in open_capture([path]).events():
+            said = json.loads(event.payload) if isinstance(event, Received) else {"type": ""}
+            if said["type"] == "match":
+                self.trades[said["product_id"]][said["trade_id"]] = said
+            elif said["type"] == "snapshot":
+                for side, name in zip(books[said["product_id"]], ("bids", "asks"), strict=True):
+                    side.update({Decimal(px): Decimal(qty) for px, qty in said[name]})
+            for word, px, qty in said.get("changes", ()):
+                books[said["product_id"]][word == "sell"][Decimal(px)] = Decimal(qty)
+        self.books: dict[str, Levels] = {
+            symbol: (
+                sorted(((px, qty) for px, qty in bids.items() if qty), reverse=True),
+                sorted((px, qty) for px, qty in asks.items() if qty),
+            )
+            for symbol, (bids, asks) in books.items()
+        }
+
+
+@pytest.fixture(scope="module")
+def recorded(recordings: Path) -> Recorded:
+    return Recorded(recordings / CAPTURE)
+
+
+def make(duet: Callable[..., Any], faults: str = "") -> Any:
+    toml = {"ws_url": "wss://x", "rest_url": "https://x", "symbols_per_connection": 16}
+    return duet(MARKET, CAPTURE, toml=toml, faults=faults, told_as="advanced")
+
+
+def fault(do: str, stream: str, **more: Any) -> str:
+    lines = {"do": do, "stream": stream, "at_message": 10} | more
+    return "[[fault]]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in lines.items())
+
+
+def counters(duo: Any) -> dict[str, int]:
+    """Return what went wrong, but for the events of a broken book before its next snapshot."""
+    return {name: n for name, n in duo.counters.items() if name != "book_early"}
+
+
+def check_whole(duo: Any, recorded: Recorded) -> None:
+    """Check that all books are right and each trade was published once, in whatever order."""
+    for symbol in duo.instruments:
+        assert duo.valid(symbol)
+        assert duo.levels(symbol) == recorded.books[symbol], symbol
+        told = [int(entry["trade_id"]) for name, entry, *_ in duo.trades if name == symbol]
+        assert sorted(told) == sorted(recorded.trades[symbol]), symbol
+
+
+def test_books_and_trades_are_those_of_the_recording(duet: Callable[..., Any], recorded: Recorded) -> None:
+    duo = make(duet)
+    duo.play()
+    assert len(duo.instruments) == 10
+    check_whole(duo, recorded)
+    for symbol, entry, root, header in duo.trades:
+        said = recorded.trades[symbol][int(entry["trade_id"])]
+        assert Decimal(int(entry["price"])).scaleb(root.px_exp) == Decimal(said["price"])
+        assert Decimal(int(entry["qty"])).scaleb(root.qty_exp) == Decimal(said["size"])
+        assert entry["aggressor"] == (Aggressor.BUY if said["side"] == "sell" else Aggressor.SELL)
+        assert not header.flags & Flag.BACKFILL
+    assert all(header.flags & Flag.SYNTH for *_, header in duo.quotes)
+    assert len({symbol for symbol, *_ in duo.stats}) == 10
+    assert [duo.gaps, duo.clears, duo.bad, duo.alerts] == [[], [], [], []]
+    assert not duo.shared.counters
+
+
+def test_one_message_lost_ends_all_books_of_the_connection_and_all_come_back(
+    duet: Callable[..., Any], recorded: Recorded
+) -> None:
+    duo = make(duet, fault("skip", "level2:SKL-USD"))
+    duo.play()
+    assert sorted(symbol for symbol, _ in duo.clears) == sorted(duo.instruments)
+    assert {root.stream for _, root in duo.gaps} == {GapStream.BOOK}
+    assert counters(duo) == {"sequence_gaps": 1, "book_gaps": 10}
+    assert duo.connects == 1
+    check_whole(duo, recorded)
+
+
+def test_trades_lost_are_fetched_beside(duet: Callable[..., Any], recorded: Recorded) -> None:
+    duo = make(duet, fault("skip", "market_trades:SKL-USD", at_message=5))
+    duo.play()
+    check_whole(duo, recorded)
+    filled = [entry for _, entry, _, header in duo.trades if header.flags & Flag.BACKFILL]
+    assert counters(duo) == {
+        "sequence_gaps": 1, "book_gaps": 10, "trade_gaps": 1, "trades_filled": len(filled),
+    }  # fmt: skip
+    assert filled
+
+
+@pytest.mark.parametrize(
+    ("do", "expected"),
+    [
+        ("duplicate", {"late_messages": 1}),
+        ("reorder", {"late_messages": 1, "sequence_gaps": 1, "book_gaps": 10}),
+        ("garbage", {}),
+    ],
+)
+def test_what_the_channel_does_is_told_by_its_number(
+    do: str, expected: dict[str, int], duet: Callable[..., Any], recorded: Recorded
+) -> None:
+    duo = make(duet, fault(do, "level2:SKL-USD"))
+    duo.play()
+    check_whole(duo, recorded)
+    assert counters(duo) == expected
+    assert len(duo.bad) == (do == "garbage")
+
+
+def test_a_channel_that_the_venue_stops_leaves_no_hole(duet: Callable[..., Any]) -> None:
+    duo = make(duet, fault("delist", "level2:SKL-USD"))
+    duo.play()
+    (spot, _) = (duo.get(request.path)[1] for request in MARKET.instruments_requests())
+    status = {one.symbol: one.status for one in MARKET.instruments([spot])}
+    assert status["SKL-USD"] == InstrumentStatus.DELISTED
+    assert status["BAND-GBP"] == InstrumentStatus.ACTIVE
+    assert duo.counters == {"stale_streams": 1}
+    assert not duo.clears
+
+
+def test_a_lost_connection_ends_the_books_and_the_next_one_counts_from_0(
+    duet: Callable[..., Any], recorded: Recorded
+) -> None:
+    duo = make(duet, fault("close", "market_trades:SKL-USD"))
+    duo.play()
+    assert duo.connects == 2
+    assert sorted(symbol for symbol, _ in duo.clears) == sorted(duo.instruments)
+    check_whole(duo, recorded)
+    assert "sequence_gaps" not in duo.counters
+
+
+def test_trade_ids_that_begin_anew_are_followed(duet: Callable[..., Any], recorded: Recorded) -> None:
+    duo = make(duet, fault("reset", "market_trades:SKL-USD"))
+    duo.play()
+    assert [(symbol, root.state, root.first_missing) for symbol, root in duo.gaps] == [
+        ("SKL-USD", GapState.LOST, -1)
+    ]
+    ids = [int(entry["trade_id"]) for symbol, entry, *_ in duo.trades if symbol == "SKL-USD"]
+    fall = next(n for n, (a, b) in enumerate(itertools.pairwise(ids)) if b < a)
+    assert ids[fall + 1 :] == list(range(1, len(ids) - fall))
+    assert len(ids) == len(recorded.trades["SKL-USD"])
+
+
+def test_a_clock_that_runs_away_is_told(duet: Callable[..., Any], recorded: Recorded) -> None:
+    duo = make(duet, fault("drift", "*", at_message=4000, seconds=-5.0))
+    while duo.step():
+        duo.quality.second(duo.now_ns)
+    duo.settle()
+    check_whole(duo, recorded)
+    assert any("CLOCK" in keyword for keyword, _ in duo.alerts)
+
+
+def test_a_hand_over_loses_and_doubles_nothing(duet: Callable[..., Any], recorded: Recorded) -> None:
+    duo = make(duet)
+    duo.play(3_000)
+    duo.hand_over(4_000)
+    assert all(duo.valid(symbol) for symbol in duo.instruments)
+    duo.play()
+    check_whole(duo, recorded)
+    assert [duo.gaps, duo.clears, duo.bad] == [[], [], []]
+    assert not duo.counters
