@@ -13,18 +13,20 @@ others, or belongs to another user, is refused, unread.
 import os
 import stat
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
+
+import orjson
 
 from market_types.configuration import ConfigError
 from market_types.places import state_folder
 
-#: variables of (key, secret) by venue; a venue that is not here takes none
-VARIABLES = {
+#: variables by venue, of the parts that it wants of Credentials, in their order; one not here takes none
+VARIABLES: Mapping[str, tuple[str, ...]] = {
     "ls": ("LS_APP_KEY", "LS_APP_SECRET"),
     "deribit": ("DERIBIT_CLIENT_ID", "DERIBIT_CLIENT_SECRET"),
-    "coinbase": ("COINBASE_API_KEY", "COINBASE_API_SECRET"),
+    "coinbase": ("COINBASE_API_KEY", "COINBASE_API_SECRET", "COINBASE_API_PASSPHRASE"),
 }
 FILE_VARIABLE = "TAPECAST_CREDENTIALS"
 _KNOWN = frozenset(name for names in VARIABLES.values() for name in names)
@@ -62,26 +64,39 @@ class Secret:
 
 
 class Credentials(NamedTuple):
-    """What a venue knows its client by."""
+    """What a venue knows its client by; passphrase where the venue wants one."""
 
     key: Secret
     secret: Secret
+    passphrase: Secret | None = None
+
+    def hide(self, message: bytes) -> bytes:
+        """Return a message with `***` for every part in it, plain or as JSON writes it."""
+        for part in filter(None, self):
+            for text in (part.reveal(), orjson.dumps(part.reveal())[1:-1].decode()):
+                message = message.replace(text.encode(), b"***")
+        return message
+
+
+def together(words: Sequence[str]) -> str:
+    """Return words as a sentence has them: `A, B and C`."""
+    return f"{', '.join(words[:-1])} and {words[-1]}"
 
 
 def find(venue: str, environ: Mapping[str, str]) -> Credentials | None:
     """Return a venue's credentials, None if there are none or the venue takes none.
 
-    Raises CredentialError for one of the two without the other, and for a file that cannot be used.
+    Raises CredentialError for one part without the others, and for a file that cannot be used.
     """
     if venue not in VARIABLES:
         return None
-    given = _pair(venue, environ, "the environment")
+    given = _parts(venue, environ, "the environment")
     if given is not None:
         return given
     path = _file(venue, environ)
     if not (path.exists() or environ.get(FILE_VARIABLE)):
         return None
-    return _pair(venue, _read(path), str(path))
+    return _parts(venue, _read(path), str(path))
 
 
 def need(venue: str, environ: Mapping[str, str]) -> Credentials:
@@ -91,10 +106,10 @@ def need(venue: str, environ: Mapping[str, str]) -> Credentials:
     """
     found = find(venue, environ)
     if found is None:
-        key, secret = VARIABLES[venue]
+        names = VARIABLES[venue]
         raise CredentialError(
-            f"{venue}: no credentials: set {key} and {secret} in the environment, or write the two into "
-            f'{_file(venue, environ)} as TOML, a line {key} = "..." each, mode 0600'
+            f"{venue}: no credentials: set {together(names)} in the environment, or write them into "
+            f'{_file(venue, environ)} as TOML, a line {names[0]} = "..." each, mode 0600'
         )
     return found
 
@@ -104,15 +119,18 @@ def _file(venue: str, environ: Mapping[str, str]) -> Path:
     return Path(named) if named else state_folder(environ) / "credentials" / f"{venue}.toml"
 
 
-def _pair(venue: str, table: Mapping[str, str], place: str) -> Credentials | None:
-    """Return the two texts, None if neither is there; an empty one is none."""
-    missing = [name for name in VARIABLES[venue] if not table.get(name, "").strip()]
-    if len(missing) == 1:
-        raise CredentialError(f"{venue}: {missing[0]} is missing in {place}, expected both or none")
-    if missing:
+def _parts(venue: str, table: Mapping[str, str], place: str) -> Credentials | None:
+    """Return the parts that a venue wants, None if none is there; an empty one is none."""
+    names = VARIABLES[venue]
+    missing = [name for name in names if not table.get(name, "").strip()]
+    if len(missing) == len(names):
         return None
-    key, secret = (Secret(table[name].strip()) for name in VARIABLES[venue])
-    return Credentials(key, secret)
+    if missing:
+        verb = "is" if len(missing) == 1 else "are"
+        raise CredentialError(
+            f"{venue}: {', '.join(missing)} {verb} missing in {place}, expected {together(names)}, or none"
+        )
+    return Credentials(*(Secret(table[name].strip()) for name in names))
 
 
 def _read(path: Path) -> dict[str, str]:

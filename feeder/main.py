@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 import structlog
 
-from feeder.credentials import VARIABLES, Credentials, find, need
+from feeder.credentials import VARIABLES, Credentials, find, need, together
 from feeder.fencing import Fenced, greatest_session, silence, stand_guard
 from feeder.fleet import Feed, Fleet
 from feeder.login import STAND_IN_CREDENTIALS, Login
@@ -328,19 +328,23 @@ class Feeder:
                 await self._log_in(stack, Login(market, rest, shared, credentials))
             if source.stand_in is not None:
                 market = speaking(market, source.stand_in.ready.protocol)  # noqa: PLW2901  (the same, as it was)
-            market = self._authorised(market, (ws_url, rest_url))  # noqa: PLW2901  (the same, with a key)
+            market = self._authorised(market, (ws_url, rest_url), shared)  # noqa: PLW2901  (with a key)
             feeds.append(Feed(market, rest, ws_url, shared, self._settings.connection_lifetime_s))
         return feeds
 
-    def _authorised(self, market: Market, urls: Sequence[str]) -> Market:
+    def _authorised(self, market: Market, urls: Sequence[str], shared: Shared) -> Market:
         """Return a market as a client with a key sees it, if there is one; it goes by TLS alone.
 
+        shared  gets the key, too, to keep it out of what is written down
         Raises CredentialError.
         """
         if not isinstance(market, KeyedMarket) or not all(url.startswith(("wss:", "https:")) for url in urls):
             return market
         credentials = find(market.venue.name, self._environ)
-        return market if credentials is None else market.authorised(credentials)
+        if credentials is None:
+            return market
+        shared.credentials = credentials
+        return market.authorised(credentials)
 
     def _credentials(self, market: Market, urls: Sequence[str], *, foreign: bool) -> Credentials | None:
         """Return what a venue that gives nothing without a key is shown, None for all others.
@@ -364,7 +368,7 @@ class Feeder:
         try:
             await login.begin()
         except KeyRefused as error:
-            variables = " and ".join(VARIABLES[self._venue.name])
+            variables = together(VARIABLES[self._venue.name])
             raise UsageError(f"{self._venue.name}: {error}: check {variables}") from None
         keeping = asyncio.create_task(login.keep())
         stack.callback(keeping.cancel)

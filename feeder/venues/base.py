@@ -92,10 +92,9 @@ class Shared:
 
     def hide(self, message: bytes) -> bytes:
         """Return a message of ours with `***` for every secret in it, as it may be written down."""
-        secrets = (*(self.credentials or ()), *((self.token,) if self.token else ()))
-        for secret in secrets:
-            message = message.replace(secret.reveal().encode(), b"***")
-        return message
+        if self.token is not None:
+            message = message.replace(self.token.reveal().encode(), b"***")
+        return message if self.credentials is None else self.credentials.hide(message)
 
 
 class Adapter(Protocol):

@@ -28,9 +28,9 @@ def written(path: Path, text: str = FILE, mode: int = 0o600) -> Path:
     return path
 
 
-def revealed(credentials: Credentials | None) -> tuple[str, str]:
+def revealed(credentials: Credentials | None) -> tuple[str, ...]:
     assert credentials is not None
-    return credentials.key.reveal(), credentials.secret.reveal()
+    return tuple(part.reveal() for part in credentials if part is not None)
 
 
 def test_variables_are_of_venues_and_all_different() -> None:
@@ -41,9 +41,10 @@ def test_variables_are_of_venues_and_all_different() -> None:
 
 @pytest.mark.parametrize("venue", VARIABLES)
 def test_environment(venue: str, tmp_path: Path) -> None:
-    key, secret = VARIABLES[venue]
-    environ = {key: f" {KEY}\n", secret: SECRET, "TAPECAST_STATE": str(tmp_path)}
-    assert revealed(find(venue, environ)) == revealed(need(venue, environ)) == (KEY, SECRET)
+    key, *others = VARIABLES[venue]
+    environ = {key: f" {KEY}\n", **dict.fromkeys(others, SECRET), "TAPECAST_STATE": str(tmp_path)}
+    expected = (KEY, *(SECRET for _ in others))
+    assert revealed(find(venue, environ)) == revealed(need(venue, environ)) == expected
 
 
 def test_file_in_the_state_folder_and_the_environment_before_it(tmp_path: Path) -> None:
@@ -57,10 +58,15 @@ def test_file_in_the_state_folder_and_the_environment_before_it(tmp_path: Path) 
 
 def test_named_file_holds_several_venues_and_goes_before_the_state_folder(tmp_path: Path) -> None:
     written(tmp_path / "credentials/ls.toml", FILE.replace(KEY, "other"))
-    named = written(tmp_path / "keys", FILE + 'COINBASE_API_KEY = "c"\nCOINBASE_API_SECRET = "d"\n')
+    three = 'COINBASE_API_KEY = "c"\nCOINBASE_API_SECRET = "d"\nCOINBASE_API_PASSPHRASE = "e"\n'
+    named = written(tmp_path / "keys", FILE + three)
     environ = {"TAPECAST_STATE": str(tmp_path), "TAPECAST_CREDENTIALS": str(named)}
     assert revealed(find("ls", environ)) == (KEY, SECRET)
-    assert revealed(find("coinbase", environ)) == ("c", "d")
+    coinbase = find("coinbase", environ)
+    assert revealed(coinbase) == ("c", "d", "e")
+    assert coinbase is not None
+    assert coinbase.passphrase is not None
+    assert coinbase.passphrase.reveal() == "e"
     assert find("deribit", environ) is None
 
 
@@ -82,6 +88,13 @@ def test_one_without_the_other_is_refused(tmp_path: Path) -> None:
     path = written(tmp_path / "credentials/deribit.toml", 'DERIBIT_CLIENT_SECRET = "hush"\n')
     with pytest.raises(CredentialError, match=f"DERIBIT_CLIENT_ID is missing in {path}"):
         find("deribit", environ)
+    environ |= {"COINBASE_API_KEY": "c"}
+    with pytest.raises(CredentialError) as raised:
+        find("coinbase", environ)
+    assert str(raised.value) == (
+        "coinbase: COINBASE_API_SECRET, COINBASE_API_PASSPHRASE are missing in the environment, expected "
+        "COINBASE_API_KEY, COINBASE_API_SECRET and COINBASE_API_PASSPHRASE, or none"
+    )
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o620, 0o601, 0o777])
@@ -134,6 +147,15 @@ def test_what_is_no_such_file_is_refused(tmp_path: Path, make: Callable[[Path], 
     assert str(path) in str(raised.value)
     assert KEY not in told
     assert SECRET not in told
+
+
+def test_what_is_written_down_hides_every_part() -> None:
+    credentials = Credentials(Secret(KEY), Secret(SECRET), Secret('pass"\\phrase'))
+    sent = orjson.dumps({"key": KEY, "secret": SECRET, "passphrase": 'pass"\\phrase', "channel": "level2"})
+    assert orjson.loads(credentials.hide(sent)) == {
+        "key": "***", "secret": "***", "passphrase": "***", "channel": "level2"
+    }  # fmt: skip
+    assert Credentials(Secret(KEY), Secret(SECRET)).hide(b'"phrase"') == b'"phrase"'
 
 
 def test_nothing_shows_a_secret() -> None:

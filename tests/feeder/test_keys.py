@@ -9,7 +9,7 @@ import pytest
 from feeder.credentials import CredentialError
 from feeder.main import Feeder, Options
 from feeder.recorder import Recorder
-from feeder.venues.base import KeyedMarket, Market
+from feeder.venues.base import KeyedMarket, Market, Shared
 from feeder.venues.binance import MARKETS as BINANCE
 from feeder.venues.deribit import MARKETS
 from recording.events import Received
@@ -21,7 +21,7 @@ KEY = {"DERIBIT_CLIENT_ID": "me", "DERIBIT_CLIENT_SECRET": "hush"}
 
 def authorised(market: Market, urls: tuple[str, str], tmp_path: Path, **environ: str) -> Market:
     feeder = Feeder(Options(venue="deribit"), {"TAPECAST_STATE": str(tmp_path), **environ}, CONFIG)
-    return feeder._authorised(market, urls)
+    return feeder._authorised(market, urls, Shared())
 
 
 def test_a_key_in_the_environment_is_shown_to_the_venue_alone(tmp_path: Path) -> None:
