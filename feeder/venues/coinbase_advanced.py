@@ -15,24 +15,21 @@ Source: "Advanced Trade WebSocket Overview / Channels / Rate Limits" of 2026, an
 books. That the side is the maker's was seen by trade ids of both feeds (2026-09).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import msgspec
 import orjson
 
 from feeder.batch import Batch, Request, VenueError
-from feeder.settings import VenueSettings
-from feeder.venues.base import NS_PER_S, Adapter, Limits, Plan, Shared
-from feeder.venues.coinbase_exchange import VENUE, ExchangeAdapter, Product
+from feeder.venues.base import Limits, Plan, Shared
+from feeder.venues.coinbase_exchange import ExchangeAdapter, Product
 from feeder.venues.coinbase_messages import LastMatch, Match, PastMatch, Refusal
 from feeder.venues.coinbase_trades import Matches, Trades
 from feeder.venues.decoding import decoder, rfc3339_ns
 from feeder.venues.ledger import Ledger, Method
 from feeder.venues.stream_books import LIVE, StreamBook
-from market_types.decimals import parse
-from market_types.enums import NO_SEQ, InstrumentStatus, MarketKind, StatKind
-from market_types.instruments import Instrument, normalised_name
+from market_types.enums import NO_SEQ, StatKind
 
 BOOK, TRADES, TICKER = "level2", "market_trades", "ticker"
 MAX_BOOKS: Final = 16  # of one connection: 16 worked, 32 were refused (2026-01)
@@ -105,50 +102,6 @@ class Message(msgspec.Struct):
     message: str = ""
 
 
-class Perpetual(msgspec.Struct):
-    """What a perpetual has besides."""
-
-    funding_rate: str = ""
-
-
-class Future(msgspec.Struct):
-    """A future's terms."""
-
-    contract_expiry: str | None = None
-    contract_size: str = "1"
-    contract_root_unit: str = ""
-    contract_expiry_type: str = ""
-    funding_rate: str | None = None
-    perpetual_details: Perpetual | None = None
-
-
-class Listed(msgspec.Struct):
-    """One row of products; empty text means absent."""
-
-    product_id: str
-    price_increment: str
-    base_increment: str
-    quote_currency_id: str
-    product_type: str
-    base_currency_id: str = ""
-    base_min_size: str = ""
-    status: str = ""
-    alias: str = ""
-    is_disabled: bool = False
-    trading_disabled: bool = False
-    view_only: bool = False
-    cancel_only: bool = False
-    auction_mode: bool = False
-    approximate_quote_24h_volume: str = ""
-    future_product_details: Future | None = None
-
-
-class Products(msgspec.Struct):
-    """Answer of /market/products."""
-
-    products: list[Listed]
-
-
 class Past(msgspec.Struct):
     """Answer of /market/products/{id}/ticker."""
 
@@ -156,7 +109,6 @@ class Past(msgspec.Struct):
 
 
 _read_message = decoder(Message, "message")
-_read_products = decoder(Products, "products")
 _read_past = decoder(Past, "ticker")
 
 
@@ -311,123 +263,3 @@ def _side(updates: Sequence[Level], side: str) -> bytes:
     """Return one side's levels as a JSON array of pairs."""
     levels = [[level.price_level, level.new_quantity] for level in updates if level.side == side]
     return orjson.dumps(levels)
-
-
-class Advanced:
-    """Advanced Trade: spot and futures, those aside that are another product's name."""
-
-    venue = VENUE
-    name = "advanced"
-    limits = LIMITS
-
-    def instruments_requests(self) -> list[Request]:
-        """Return the calls for spot products and for futures."""
-        return [
-            Request(f"/market/products?product_type={kind}", weight=1, priority=0, key=f"products:{kind}")
-            for kind in ("SPOT", "FUTURE")
-        ]
-
-    def next_page(self, request: Request, body: bytes) -> Request | None:  # noqa: ARG002
-        """Return None: there is one page."""
-        return None
-
-    def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
-        """Return all products; market data of an alias comes under the other product. Raises VenueError."""
-        rows = [listed for body in bodies for listed in _read_products(body).products]
-        return [_instrument(listed) for listed in rows if not listed.alias]
-
-    def volumes_request(self) -> Request:
-        """Return the call for spot products, which hold volumes."""
-        return self.instruments_requests()[0]
-
-    def volumes(self, body: bytes) -> dict[str, float]:
-        """Return 24 h volumes in quote currency by product. Raises VenueError."""
-        try:
-            return {
-                row.product_id: float(row.approximate_quote_24h_volume or 0)
-                for row in _read_products(body).products
-            }
-        except ValueError as error:
-            raise VenueError(f"products: {error}") from error
-
-    def category(self, instrument: Instrument) -> str:
-        """Return spot, perp or future."""
-        return instrument.kind.word
-
-    def plans(
-        self, instruments: Sequence[Instrument | None], settings: VenueSettings, offered: Iterable[str] | None
-    ) -> list[Plan]:
-        """Spread products over connections, each by its place."""
-        channels = [BOOK, TRADES] + ([TICKER] if settings.stats else [])
-        known = None if offered is None else set(offered)
-        size = min(settings.symbols_per_connection, MAX_BOOKS)
-        made = []
-        for first in range(0, len(instruments), size):
-            carried: dict[Instrument, list[str]] = {}
-            for place in instruments[first : first + size]:
-                if place is not None:
-                    names = [f"{channel}:{place.symbol}" for channel in channels]
-                    carried[place] = [name for name in names if known is None or name in known]
-            streams = tuple(name for names in carried.values() for name in names)
-            if streams:
-                made.append(Plan("", streams, tuple(place for place, names in carried.items() if names)))
-        return made
-
-    def adapter(self, plan: Plan, shared: Shared) -> Adapter:
-        """Return a new adapter."""
-        return AdvancedAdapter(plan, shared)
-
-
-def _instrument(listed: Listed) -> Instrument:
-    future = listed.future_product_details
-    try:
-        tick, px_exp = parse(listed.price_increment)
-        lot, lot_exp = parse(listed.base_increment)
-        least, least_exp = parse(listed.base_min_size or listed.base_increment)
-        size, size_exp = parse(future.contract_size) if future else (1, 0)
-        kind, expiry_ns = _kind(future)
-        base = future.contract_root_unit if future else listed.base_currency_id
-        name = normalised_name(kind, base, listed.quote_currency_id, expiry_ns)
-    except ValueError as error:
-        raise VenueError(f"products: {listed.product_id}: {error}") from error
-    qty_exp = min(lot_exp, least_exp)
-    return Instrument(
-        venue=VENUE,
-        symbol_id=0,
-        channel=0,
-        symbol=listed.product_id,
-        name=name,
-        base=base,
-        quote=listed.quote_currency_id,
-        settle=listed.quote_currency_id,
-        kind=kind,
-        status=_status(listed),
-        px_exp=px_exp,
-        qty_exp=qty_exp,
-        tick_size=tick,
-        lot_size=lot * 10 ** (lot_exp - qty_exp),
-        min_qty=least * 10 ** (least_exp - qty_exp),
-        multiplier=size,
-        mult_exp=size_exp,
-        expiry_ns=expiry_ns,
-    )
-
-
-def _kind(future: Future | None) -> tuple[MarketKind, int]:
-    """Return what a product is, and when it expires. A dated one with a funding rate is a perpetual."""
-    if future is None:
-        return MarketKind.SPOT, 0
-    funded = future.funding_rate or (future.perpetual_details and future.perpetual_details.funding_rate)
-    if future.contract_expiry_type == "PERPETUAL" or funded:
-        return MarketKind.LINEAR_PERP, 0
-    return MarketKind.LINEAR_FUTURE, rfc3339_ns(future.contract_expiry or "") // NS_PER_S * NS_PER_S
-
-
-def _status(listed: Listed) -> InstrumentStatus:
-    """Return how a product trades; futures have no status of their own."""
-    if listed.status == "delisted":
-        return InstrumentStatus.DELISTED
-    stopped = listed.is_disabled or listed.trading_disabled or listed.view_only or listed.cancel_only
-    if listed.status not in ("", "online") or stopped:
-        return InstrumentStatus.HALTED
-    return InstrumentStatus.PRE_OPEN if listed.auction_mode else InstrumentStatus.ACTIVE

@@ -27,12 +27,10 @@ import orjson
 
 from feeder.batch import Batch, Request, VenueError
 from feeder.columns import Layout
-from feeder.settings import VenueSettings
 from feeder.venues.base import Adapter, Limits, Plan, Shared
 from feeder.venues.coinbase_messages import (
     Heartbeat,
     LastMatch,
-    Listed,
     Match,
     Refusal,
     Snapshot,
@@ -40,8 +38,6 @@ from feeder.venues.coinbase_messages import (
     Ticker,
     Update,
     decode_message,
-    read_list,
-    read_stats,
 )
 from feeder.venues.coinbase_trades import Matches, Trades
 from feeder.venues.decoding import DECODE_ERRORS, malformed, rfc3339_ns
@@ -50,10 +46,8 @@ from feeder.venues.stream_books import LIVE, StreamBook, StreamBooks
 from feeder.venues.subscribed import Subscribed
 from feeder.venues.trade_ids import TradeIds
 from feeder.venues.watch import Watch
-from market_types.configuration import SettingError
-from market_types.decimals import parse
-from market_types.enums import NO_SEQ, InstrumentStatus, MarketKind, StatKind
-from market_types.instruments import Instrument, normalised_name
+from market_types.enums import NO_SEQ, StatKind
+from market_types.instruments import Instrument
 from market_types.venues import VENUES
 
 VENUE: Final = VENUES["coinbase"]
@@ -341,102 +335,3 @@ def _present(said: Subscriptions) -> set[str]:
         for channel in said.channels
         for symbol in channel.product_ids or ()
     }
-
-
-class Exchange:
-    """The Exchange's spot market."""
-
-    venue = VENUE
-    name = ""
-    limits = LIMITS
-
-    def instruments_requests(self) -> list[Request]:
-        """Return the call for /products."""
-        return [Request("/products", weight=1, priority=0, key="products")]
-
-    def next_page(self, request: Request, body: bytes) -> Request | None:  # noqa: ARG002
-        """Return None: there is one page."""
-        return None
-
-    def instruments(self, bodies: Sequence[bytes]) -> list[Instrument]:
-        """Return all products the venue lists, whatever their status. Raises VenueError."""
-        return [_instrument(listed) for body in bodies for listed in read_list(body)]
-
-    def volumes_request(self) -> Request:
-        """Return the call for /products/stats."""
-        return Request("/products/stats", weight=1, priority=0, key="stats")
-
-    def volumes(self, body: bytes) -> dict[str, float]:
-        """Return 24 h volumes in quote currency by product. Raises VenueError."""
-        try:
-            return {
-                symbol: float(row.stats_24hour.volume) * float(row.stats_24hour.last)
-                for symbol, row in read_stats(body).items()
-            }
-        except ValueError as error:
-            raise VenueError(f"stats: {error}") from error
-
-    def category(self, instrument: Instrument) -> str:
-        """Return spot."""
-        return instrument.kind.word
-
-    def plans(
-        self, instruments: Sequence[Instrument | None], settings: VenueSettings, offered: Iterable[str] | None
-    ) -> list[Plan]:
-        """Spread products over connections, each by its place. Raises SettingError for another depth."""
-        if settings.depth not in ("fastest", BOOK):
-            raise SettingError("depth", f'"fastest" or "{BOOK}", not {settings.depth!r}')
-        channels = [BOOK, MATCHES, HEARTBEAT] + ([TICKER] if settings.stats else [])
-        known = None if offered is None else set(offered)
-        size = min(settings.symbols_per_connection, LIMITS.streams_per_connection // len(channels))
-        made = []
-        for first in range(0, len(instruments), size):
-            carried: dict[Instrument, list[str]] = {}
-            for place in instruments[first : first + size]:
-                if place is not None:
-                    names = [f"{channel}:{place.symbol}" for channel in channels]
-                    carried[place] = [name for name in names if known is None or name in known]
-            streams = tuple(name for names in carried.values() for name in names)
-            if streams:
-                made.append(Plan("", streams, tuple(place for place, names in carried.items() if names)))
-        return made
-
-    def adapter(self, plan: Plan, shared: Shared) -> Adapter:
-        """Return a new adapter."""
-        return ExchangeAdapter(plan, shared)
-
-
-def _instrument(listed: Listed) -> Instrument:
-    try:
-        tick, px_exp = parse(listed.quote_increment)
-        lot, lot_exp = parse(listed.base_increment)
-        least, least_exp = parse(listed.base_min_size or listed.base_increment)
-    except ValueError as error:
-        raise VenueError(f"products: {listed.id}: {error}") from error
-    qty_exp = min(lot_exp, least_exp)
-    return Instrument(
-        venue=VENUE,
-        symbol_id=0,
-        channel=0,
-        symbol=listed.id,
-        name=normalised_name(MarketKind.SPOT, listed.base_currency, listed.quote_currency),
-        base=listed.base_currency,
-        quote=listed.quote_currency,
-        settle=listed.quote_currency,
-        kind=MarketKind.SPOT,
-        status=_status(listed),
-        px_exp=px_exp,
-        qty_exp=qty_exp,
-        tick_size=tick,
-        lot_size=lot * 10 ** (lot_exp - qty_exp),
-        min_qty=least * 10 ** (least_exp - qty_exp),
-    )
-
-
-def _status(listed: Listed) -> InstrumentStatus:
-    """Return how a product trades; it may be offline, internal or delisted."""
-    if listed.status == "delisted":
-        return InstrumentStatus.DELISTED
-    if listed.status != "online" or listed.trading_disabled or listed.cancel_only:
-        return InstrumentStatus.HALTED
-    return InstrumentStatus.PRE_OPEN if listed.auction_mode else InstrumentStatus.ACTIVE

@@ -103,34 +103,4 @@ class PastMatch(msgspec.Struct):
     time: str
 
 
-class Listed(msgspec.Struct):
-    """One row of /products. Minimum sizes were taken out of it in 2022."""
-
-    id: str
-    base_currency: str
-    quote_currency: str
-    quote_increment: str
-    base_increment: str
-    status: str
-    base_min_size: str = ""
-    trading_disabled: bool = False
-    cancel_only: bool = False
-    auction_mode: bool = False
-
-
-class Day(msgspec.Struct):
-    """24 h figures of /products/stats; volume in base currency."""
-
-    last: str = "0"
-    volume: str = "0"
-
-
-class Stats(msgspec.Struct):
-    """One value of /products/stats."""
-
-    stats_24hour: Day = msgspec.field(default_factory=Day)
-
-
 read_past = decoder(list[PastMatch], "trades")
-read_list = decoder(list[Listed], "products")
-read_stats = decoder(dict[str, Stats], "stats")
