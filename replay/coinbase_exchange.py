@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from replay.coinbase_capture import (
     numbers_of,
     renumbered,
     sides,
+    stream_of,
 )
 from replay.coinbase_products import ProductStandIn
 from replay.coinbase_session import CoinbaseSession
@@ -52,13 +54,19 @@ class CoinbaseStandIn(ProductStandIn):
         read = CoinbaseCapture(capture, whole=n_aliases > 0)
         channels = (BOOK, MATCHES, TICKER, HEARTBEAT)
         super().__init__(read, sides, channels, connects=20, n_aliases=n_aliases, seed=seed)
+        booked = [text for text in self._products if stream_of(BOOK, text) in self.streams]
+        self.streams = [*self.streams, *(stream_of("level2", text) for text in booked)]  # with a key
 
     # WebSocket
 
     def connect(self, target: str) -> Session:
         """Return the session of a handshake. Raises Refused beyond 8 a second."""
         self._admit(target)
-        return CoinbaseSession(self._products, self._resolve, self._first)
+        return CoinbaseSession(self._products, self._resolve, self._first, self._clocks_s)
+
+    def _clocks_s(self) -> tuple[float, float]:
+        """Return the real time and the recording's, since the epoch."""
+        return time.time(), (self.start_ns + (self.play.next_ns() or 0)) / 1e9
 
     def _resolve(self, channel: str, product: str) -> int | None:
         return super()._resolve(_SERVED.get(channel, channel), product)

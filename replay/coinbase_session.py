@@ -1,12 +1,14 @@
 """The Coinbase Exchange feed's subscriptions: what a client may say, and what it is answered.
 
-Source: venues/coinbase.md section 4. An acknowledgement names `level2_batch` as `level2_50` and
+Source: venues/coinbase.md sections 4 and 9; what is told of a wrong signature or time was seen in 2017 and
+2019, as reasons beside another message. An acknowledgement names `level2_batch` as `level2_50` and
 `ticker_batch` as `ticker_1000` (seen live, 2026-08 and 2026-09).
 """
 
 import base64
 import hashlib
 import hmac
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -29,6 +31,9 @@ _NEEDS_KEY = (
     "level2, level3, and full channels now require authentication. "
     "https://docs.cloud.coinbase.com/exchange/docs/websocket-auth"
 )
+SKEW_S = 30  # a client's clock may be wrong by so much
+_STAMP = re.compile(r"\d{1,12}(\.\d{1,9})?")
+_WRONG = {"key": "Invalid API Key", "signature": "invalid signature", "passphrase": "Invalid Passphrase"}
 #: a client of this venue; the key of no other
 KEY, PASSPHRASE, SECRET = "tapecast", "replay", base64.b64encode(b"tapecast replay").decode()
 
@@ -51,6 +56,7 @@ class CoinbaseSession:
     products  those that may be asked for
     resolve   (channel, product) -> stream number; None for what is acknowledged and never sent
     first     (channel, product) -> what a subscription is answered with before its stream flows
+    clocks_s  returns what a client's clock may say, since the epoch: the real time, or the recording's
     """
 
     def __init__(
@@ -58,7 +64,9 @@ class CoinbaseSession:
         products: Iterable[str],
         resolve: Callable[[str, str], int | None],
         first: Callable[[str, str], list[bytes]],
+        clocks_s: Callable[[], Iterable[float]],
     ) -> None:
+        self._clocks_s = clocks_s
         self._products = frozenset(products)
         self._resolve = resolve
         self._first = first
@@ -121,7 +129,7 @@ class CoinbaseSession:
         for entry in request.get("channels") or []:
             name = entry if isinstance(entry, str) else entry.get("name", "")
             own = [] if isinstance(entry, str) else entry.get("product_ids") or []
-            if name in _WITH_KEY:
+            if name in _WITH_KEY and request["type"] == "subscribe":
                 self._authenticate(request)
             if name not in ECHOES:
                 raise _Error("Failed to subscribe", f"{name} is not a valid channel")
@@ -137,9 +145,13 @@ class CoinbaseSession:
     def _authenticate(self, request: Mapping[str, Any]) -> None:
         if not all(request.get(name) for name in ("key", "passphrase", "timestamp", "signature")):
             raise _Error("Failed to subscribe", _NEEDS_KEY)
-        proof = signature(SECRET, str(request["timestamp"]))
-        if (request["key"], request["passphrase"], request["signature"]) != (KEY, PASSPHRASE, proof):
-            raise _Error("Authentication Failed", '{"message":"Invalid API Key"}')
+        stamp = str(request["timestamp"])
+        if not _STAMP.fullmatch(stamp) or all(abs(float(stamp) - now) > SKEW_S for now in self._clocks_s()):
+            raise _Error("Authentication Failed", '{"message":"request timestamp expired"}')
+        proof = {"key": KEY, "passphrase": PASSPHRASE, "signature": signature(SECRET, stamp)}
+        for name, told in _WRONG.items():
+            if request[name] != proof[name]:
+                raise _Error("Authentication Failed", f'{{"message":"{told}"}}')
 
     def _leave(self, asked: Mapping[str, list[str]]) -> None:
         for channel, products in asked.items():

@@ -7,11 +7,12 @@ same product of both would be one instrument.
 from collections.abc import Iterable, Sequence
 
 from feeder.batch import Request
+from feeder.credentials import Credentials
 from feeder.settings import VenueSettings
-from feeder.venues import coinbase_advanced, coinbase_exchange, coinbase_lists
+from feeder.venues import coinbase_advanced, coinbase_exchange, coinbase_lists, coinbase_login
 from feeder.venues.base import Adapter, Limits, Plan, Shared
 from feeder.venues.coinbase_advanced import MAX_BOOKS, AdvancedAdapter
-from feeder.venues.coinbase_exchange import BOOK, HEARTBEAT, MATCHES, TICKER, ExchangeAdapter
+from feeder.venues.coinbase_exchange import BOOK, HEARTBEAT, MATCHES, SIGNED_BOOK, TICKER, ExchangeAdapter
 from market_types.configuration import SettingError
 from market_types.instruments import Instrument
 
@@ -60,10 +61,20 @@ class Products:
 
 
 class Exchange(Products):
-    """The Exchange's spot market."""
+    """The Exchange's spot market.
+
+    login  the client's key; without one books come in batches of 50 ms
+    """
 
     name = ""
     limits = coinbase_exchange.LIMITS
+
+    def __init__(self, login: Credentials | None = None) -> None:
+        self._login = login
+
+    def authorised(self, login: Credentials) -> "Exchange":
+        """Return the market as a client with a key sees it. Raises CredentialError if it cannot sign."""
+        return Exchange(coinbase_login.check(login))
 
     def instruments_requests(self) -> list[Request]:
         """Return the call for /products."""
@@ -82,13 +93,16 @@ class Exchange(Products):
         return coinbase_lists.exchange_volumes(body)
 
     def _channels(self, settings: VenueSettings) -> list[str]:
-        if settings.depth not in ("fastest", BOOK):
-            raise SettingError("depth", f'"fastest" or "{BOOK}", not {settings.depth!r}')
-        return [BOOK, MATCHES, HEARTBEAT] + ([TICKER] if settings.stats else [])
+        books = {"fastest": SIGNED_BOOK if self._login else BOOK, BOOK: BOOK, SIGNED_BOOK: SIGNED_BOOK}
+        if settings.depth not in books:
+            raise SettingError("depth", f'"fastest", "{BOOK}" or "{SIGNED_BOOK}", not {settings.depth!r}')
+        if books[settings.depth] == SIGNED_BOOK and self._login is None:
+            raise SettingError("depth", f'"{BOOK}" without credentials: {SIGNED_BOOK} is for clients')
+        return [books[settings.depth], MATCHES, HEARTBEAT] + ([TICKER] if settings.stats else [])
 
     def adapter(self, plan: Plan, shared: Shared) -> Adapter:
         """Return a new adapter."""
-        return ExchangeAdapter(plan, shared)
+        return ExchangeAdapter(plan, shared, self._login)
 
 
 class Advanced(Products):

@@ -129,7 +129,8 @@ class AdvancedTrades(Trades):
 class AdvancedAdapter(ExchangeAdapter):
     """One connection of Advanced Trade."""
 
-    book_channel = BOOK
+    book_channels = (BOOK,)
+    signed_channel = ""
     trades_channel = TRADES
     trades_type = AdvancedTrades
 

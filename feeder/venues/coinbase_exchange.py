@@ -1,4 +1,4 @@
-"""Coinbase Exchange: its public feed, without a key.
+"""Coinbase Exchange: its public feed; with a key the book without batches.
 
 Source: the venue's documents as of 2025-05 and 2026 ("WebSocket Overview", "Channels", "Rate Limits",
 "Errors"), the capture of 2021-04-17, and live notes of 2026-08 and 2026-09 for names in acknowledgements.
@@ -7,6 +7,7 @@ Source: the venue's documents as of 2025-05 and 2026 ("WebSocket Overview", "Cha
 | --- | --- | --- | --- |
 | `level2_batch` | `snapshot` | the whole book, on subscribing | capture; more than one replaces it |
 | `level2_batch` | `l2update` | L2 delta of both sides, no sequence, one or more in 50 ms | capture |
+| `level2` | the same | the same as it happens, for clients with a key | "Authentication" |
 | `matches` | `match` | a trade: ids rise by one, the maker's side | capture |
 | `matches` | `last_match` | the trade before the subscription | capture |
 | `heartbeat` | `heartbeat` | each second: last trade id, the engine's sequence | "Heartbeat channel" |
@@ -27,7 +28,9 @@ import orjson
 
 from feeder.batch import Batch, Request, VenueError
 from feeder.columns import Layout
-from feeder.venues.base import Adapter, Limits, Plan, Shared
+from feeder.credentials import Credentials
+from feeder.venues import coinbase_login
+from feeder.venues.base import Limits, Plan, Shared
 from feeder.venues.coinbase_messages import (
     Heartbeat,
     LastMatch,
@@ -52,6 +55,7 @@ from market_types.venues import VENUES
 
 VENUE: Final = VENUES["coinbase"]
 BOOK, MATCHES, HEARTBEAT, TICKER = "level2_batch", "matches", "heartbeat", "ticker"
+SIGNED_BOOK: Final = "level2"  # for clients with a key
 LIMITS: Final = Limits(
     streams_per_connection=400,  # no number is published; a request too big is refused
     messages_per_s=10,  # 100 a second and address since 2026, 10 before
@@ -104,23 +108,29 @@ class Product:
 class ExchangeAdapter(Subscribed):
     """One connection of the Exchange feed.
 
-    book_channel, trades_channel  as the feed calls them
+    book_channels, trades_channel  as the feed calls them
+    signed_channel                 of them the one that needs a key, "" = none does
+    login                          the client's key, None = it has none
     """
 
-    book_channel = BOOK
+    book_channels: tuple[str, ...] = (BOOK, SIGNED_BOOK)
     trades_channel = MATCHES
+    signed_channel = SIGNED_BOOK
     trades_type: type[Trades] = Trades
 
-    def __init__(self, plan: Plan, shared: Shared) -> None:
+    def __init__(self, plan: Plan, shared: Shared, login: Credentials | None = None) -> None:
         ledger = Ledger(self._encode, per_s=LIMITS.messages_per_s // 2, at_once=STREAMS_PER_REQUEST)
         super().__init__(plan, shared, ledger)
+        self._login = login
+        self._login_refusal = ""  # to be told
+        self._now_ns = 0  # at the last tick
         self._unanswered: deque[tuple[int, Method, frozenset[str]]] = deque()
         self._products = {one.symbol: Product(one) for one in plan.instruments}
         for stream in plan.streams:
             channel, _, symbol = stream.partition(":")
             product = self._products[symbol]
-            watch = self._watchdog.watch(stream, symbol, prompt=channel in (self.book_channel, HEARTBEAT))
-            if channel == self.book_channel:
+            watch = self._watchdog.watch(stream, symbol, prompt=channel in (*self.book_channels, HEARTBEAT))
+            if channel in self.book_channels:
                 product.book = StreamBook(product.instrument, watch)
             elif channel == self.trades_channel:
                 ids = shared.trades.setdefault(product.instrument.number, TradeIds())
@@ -139,6 +149,16 @@ class ExchangeAdapter(Subscribed):
     def syncing(self) -> bool:
         """Return whether a book waits for its snapshot."""
         return self._books.syncing
+
+    def hello(self) -> list[bytes]:
+        """Return the first requests: the venue drops who asks for nothing within five seconds.
+
+        What is signed goes with the first tick, which knows the time.
+        """
+        self._ledger.ask("SUBSCRIBE", [stream for stream in self._streams if not self._is_signed(stream)])
+        messages = self._ledger.take(0)
+        self._ledger.ask("SUBSCRIBE", [stream for stream in self._streams if self._is_signed(stream)])
+        return messages
 
     def receive(self, message: bytes, ts_recv_ns: int, out: Batch) -> None:
         """Append one message's records to `out`. Raises VenueError."""
@@ -276,6 +296,9 @@ class ExchangeAdapter(Subscribed):
 
     # -------------------------------------------------------------- subscriptions
 
+    def _is_signed(self, stream: str) -> bool:
+        return stream.partition(":")[0] == self.signed_channel
+
     def _encode(self, method: Method, streams: Sequence[str], number: int) -> bytes:
         """Return one request. They have no number: the venue answers in their order."""
         self._unanswered.append((number, method, frozenset(streams)))
@@ -284,7 +307,10 @@ class ExchangeAdapter(Subscribed):
             channel, _, symbol = stream.partition(":")
             channels.setdefault(channel, []).append(symbol)
         asked = [{"name": channel, "product_ids": symbols} for channel, symbols in channels.items()]
-        return orjson.dumps({"type": method.lower(), "channels": asked})
+        request: dict[str, object] = {"type": method.lower(), "channels": asked}
+        if self._login is not None and any(map(self._is_signed, streams)):
+            request |= coinbase_login.proof(self._login, self._now_ns)
+        return orjson.dumps(request)
 
     def _acknowledged(self, present: set[str], ts_recv_ns: int) -> None:
         """Settle the oldest request if all that is subscribed shows that it was done.
@@ -302,12 +328,38 @@ class ExchangeAdapter(Subscribed):
         """Split the oldest request, or tell what was wrong: the venue closes the connection then."""
         if not self._unanswered:
             raise VenueError(f"error: {said.message}: {said.reason}")
-        number, _, _ = self._unanswered.popleft()
+        number, _, streams = self._unanswered.popleft()
+        if coinbase_login.is_refused(said) and any(map(self._is_signed, streams)):
+            self._go_without_key(number, streams, said)
+            return
         outcome = self._ledger.settle(number, refused=True)
         told = f"{said.message}: {said.reason}"[:80]
         self._refused += [(stream, f"msg={told}") for stream in outcome.refused]
 
+    def _go_without_key(self, number: int, streams: Iterable[str], said: Refusal) -> None:
+        """Ask again for what was asked for with a key that the venue refused: books come in batches then."""
+        self._login = None
+        self._login_refusal = f"{said.message}: {said.reason}"[:120]
+        again = []
+        for stream in sorted(streams):
+            symbol = stream.partition(":")[2]
+            book = self._products[symbol].book
+            if self._is_signed(stream) and book is not None:
+                stream = f"{BOOK}:{symbol}"  # noqa: PLW2901  (the same book by another name)
+                self._watchdog.rename(book.watch, stream)
+            again.append(stream)
+        self._ledger.ask("SUBSCRIBE", again)
+        self._ledger.settle(number, accepted=())
+
     # -------------------------------------------------------------- what is due
+
+    def _keep_alive(self, now_ns: int, out: Batch) -> None:
+        """Take the time, which signatures hold, and tell of a key that was refused."""
+        self._now_ns = now_ns
+        if self._login_refusal:
+            self._count["login_refused"] += 1
+            out.alert("crit", "LOGIN_REFUSED", f"msg={self._login_refusal}")
+            self._login_refusal = ""
 
     def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
         self._trades.tick(now_ns, out)

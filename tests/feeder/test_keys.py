@@ -11,6 +11,7 @@ from feeder.main import Feeder, Options
 from feeder.recorder import Recorder
 from feeder.venues.base import KeyedMarket, Market, Shared
 from feeder.venues.binance import MARKETS as BINANCE
+from feeder.venues.coinbase import MARKETS as COINBASE
 from feeder.venues.deribit import MARKETS
 from recording.events import Received
 
@@ -19,9 +20,12 @@ VENUE = ("wss://www.deribit.com", "https://www.deribit.com")
 KEY = {"DERIBIT_CLIENT_ID": "me", "DERIBIT_CLIENT_SECRET": "hush"}
 
 
-def authorised(market: Market, urls: tuple[str, str], tmp_path: Path, **environ: str) -> Market:
-    feeder = Feeder(Options(venue="deribit"), {"TAPECAST_STATE": str(tmp_path), **environ}, CONFIG)
-    return feeder._authorised(market, urls, Shared())
+def authorised(
+    market: Market, urls: tuple[str, str], tmp_path: Path, shared: Shared | None = None, **environ: str
+) -> Market:
+    environ = {"TAPECAST_STATE": str(tmp_path), **environ}
+    feeder = Feeder(Options(venue=market.venue.name), environ, CONFIG)
+    return feeder._authorised(market, urls, shared or Shared())
 
 
 def test_a_key_in_the_environment_is_shown_to_the_venue_alone(tmp_path: Path) -> None:
@@ -37,6 +41,27 @@ def test_a_key_in_the_environment_is_shown_to_the_venue_alone(tmp_path: Path) ->
         authorised(public, VENUE, tmp_path, DERIBIT_CLIENT_ID="me")
     usdm = BINANCE["usdm"]
     assert authorised(usdm, VENUE, tmp_path, **KEY) is usdm
+
+
+def test_coinbase_wants_three_parts_and_what_is_sent_hides_them(tmp_path: Path) -> None:
+    public, urls = COINBASE[""], ("wss://ws-feed.exchange.coinbase.com", "https://api.exchange.coinbase.com")
+    three = {"COINBASE_API_KEY": "me", "COINBASE_API_SECRET": "aHVzaA==", "COINBASE_API_PASSPHRASE": "quiet"}
+    shared = Shared()
+    assert authorised(public, urls, tmp_path, shared) is public
+    assert authorised(public, urls, tmp_path, shared, **three) is not public
+    assert shared.hide(b"me aHVzaA== quiet") == b"*** *** ***"
+    assert authorised(public, ("ws://127.0.0.1:1", urls[1]), tmp_path, Shared(), **three) is public
+    assert authorised(COINBASE["advanced"], urls, tmp_path, **three) is COINBASE["advanced"]
+    with pytest.raises(CredentialError, match="COINBASE_API_PASSPHRASE is missing in the environment"):
+        authorised(public, urls, tmp_path, **{**three, "COINBASE_API_PASSPHRASE": ""})
+    path = tmp_path / "credentials/coinbase.toml"
+    path.parent.mkdir()
+    path.write_text("".join(f'{name} = "{text}"\n' for name, text in three.items()))
+    path.chmod(0o644)
+    with pytest.raises(CredentialError, match="mode 0644 opens it to others"):
+        authorised(public, urls, tmp_path)
+    path.chmod(0o600)
+    assert authorised(public, urls, tmp_path) is not public
 
 
 def test_a_recording_holds_no_token() -> None:

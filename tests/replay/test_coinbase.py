@@ -145,8 +145,19 @@ def test_level2_needs_a_key(standin: CoinbaseStandIn) -> None:
     assert error["reason"].startswith("level2, level3, and full channels now require authentication")
     now = "1618677816"
     proof = {"key": KEY, "passphrase": PASSPHRASE, "timestamp": now, "signature": signature(SECRET, now)}
-    (error, _) = ask(session, product_ids=["SKL-USD"], channels=["level2"], **{**proof, "key": "x"})
-    assert error["message"] == "Authentication Failed"
+    wrong = [
+        ({"key": "x"}, "Invalid API Key"),
+        ({"passphrase": "x"}, "Invalid Passphrase"),
+        ({"signature": signature(SECRET[:-4], now)}, "invalid signature"),
+        ({"timestamp": "1618677900"}, "request timestamp expired"),
+        ({"timestamp": "soon"}, "request timestamp expired"),
+    ]
+    for part, told in wrong:
+        (error, _) = ask(session, product_ids=["SKL-USD"], channels=["level2"], **{**proof, **part})
+        assert (error["message"], orjson.loads(error["reason"])) == (
+            "Authentication Failed",
+            {"message": told},
+        )
     (told, snapshot) = ask(session, product_ids=["SKL-USD"], channels=["level2"], **proof)
     assert told["channels"][0]["name"] == "level2"
     assert snapshot["type"] == "snapshot"

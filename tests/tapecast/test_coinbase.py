@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from recording import Received, open_capture
+from recording import Received, Sent, open_capture
 
 CAPTURE = "coinbase/20210417_COINBASE.ws.28.0.gz"
 
@@ -82,6 +82,26 @@ def test_single_messages_are_fed_in_the_order_the_venue_would_send_them(stage: A
     assert [[Decimal(price) for price, _ in perpetual[side]] for side in ("bids", "asks")] == [
         [Decimal("79943.9"), Decimal("79943.8")], [Decimal(79944), Decimal("79944.1")]
     ]  # fmt: skip
+
+
+@pytest.mark.long
+def test_a_stand_in_never_sees_the_key(stage: Any, recordings: Path) -> None:
+    """Recorded, logged, taped: nothing holds a part of it; a stand-in is no place to send a key to."""
+    parts = {"KEY": "mykey0001", "SECRET": "aHVzaGh1c2gwMDAy", "PASSPHRASE": "quiet0003"}
+    environ = {f"COINBASE_API_{part}": text for part, text in parts.items()}
+    out = stage.folder / "captures"
+    words = ("coinbase", "--replay", recordings / CAPTURE, "--speed", "max")
+    recorder = stage.start("record", *words, "-o", out, **environ)
+    assert recorder.end() == 0, recorder.err[-3000:]
+    feeder = stage.start("feeder", *words, "--exit-at-end", **environ)
+    assert feeder.end() == 0, feeder.err[-3000:]
+    sent = [event.payload for event in open_capture([out]).events() if isinstance(event, Sent)]
+    assert any(b"level2_batch" in message for message in sent)
+    written = [path for folder in (stage.folder, stage.shm) for path in folder.rglob("*") if path.is_file()]
+    assert len(written) > 5
+    shown = [path.read_bytes() for path in written] + [recorder.err.encode(), feeder.err.encode(), *sent]
+    for text in parts.values():
+        assert not any(text.encode() in data for data in shown)
 
 
 @pytest.mark.long

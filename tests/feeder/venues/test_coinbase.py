@@ -14,17 +14,20 @@ import orjson
 import pytest
 
 from feeder.batch import Batch, VenueError
+from feeder.credentials import CredentialError, Credentials, Secret
 from feeder.settings import VenueSettings
 from feeder.venues.base import Plan, Shared
-from feeder.venues.coinbase import MARKETS
+from feeder.venues.coinbase import MARKETS, Exchange
 from feeder.venues.coinbase_exchange import ExchangeAdapter
 from market_types.configuration import SettingError
 from market_types.enums import Aggressor, Flag, GapState, GapStream, InstrumentStatus, MarketKind, StatKind
 from recording import Received, open_capture
+from replay.coinbase_session import KEY, PASSPHRASE, SECRET
 
 CAPTURE = "coinbase/20210417_COINBASE.ws.28.0.gz"
 TOML = {"ws_url": "wss://x", "rest_url": "https://x", "symbols_per_connection": 50}
 MARKET = MARKETS[""]
+LOGIN = Credentials(Secret(KEY), Secret(SECRET), Secret(PASSPHRASE))
 S = 1_000_000_000
 
 
@@ -367,6 +370,119 @@ def test_what_was_not_asked_for_is_an_error() -> None:
         with pytest.raises(VenueError):
             adapter.receive(message, 1, batch)
     assert not batch.n_events
+
+
+# ------------------------------------------------------------------ with a key
+
+
+def keyed(duet: Callable[..., Any], login: Credentials, **toml: Any) -> Any:
+    return duet(Exchange().authorised(login), CAPTURE, toml=TOML | toml)
+
+
+def books_asked_for(market: Any, instruments: Any, depth: str, offered: Any = None) -> str:
+    """Return the channel of books that a plan has."""
+    settings = VenueSettings(symbols=("*",), ws_url="wss://x", rest_url="https://x", depth=depth)
+    plan = market.plans(list(instruments), settings, offered)[0]
+    return str(plan.streams[0].partition(":")[0])
+
+
+def test_a_key_buys_the_book_without_batches(
+    duet: Callable[..., Any], recorded: list[dict[str, Any]]
+) -> None:
+    duo = keyed(duet, LOGIN)
+    assert "level2:SKL-USD" in duo.plan.streams
+    duo.play(2_000)
+    duo.adapter.renew_book(duo.instruments["SKL-USD"], duo.now_ns, duo.batch)  # signed anew
+    duo.tick()
+    duo.play()
+    check_whole(duo, recorded)
+    assert [duo.gaps, duo.clears, duo.bad, duo.alerts] == [[], [], [], []]
+    assert not duo.counters
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"key": "somebody"}, "Invalid API Key"),
+        ({"secret": "c29tZWJvZHk="}, "invalid signature"),
+        ({"passphrase": "somebody"}, "Invalid Passphrase"),
+    ],
+)
+def test_a_wrong_key_is_told_and_books_come_in_batches(
+    duet: Callable[..., Any], recorded: list[dict[str, Any]], wrong: dict[str, str], told: str
+) -> None:
+    login = LOGIN._replace(**{part: Secret(text) for part, text in wrong.items()})
+    duo = keyed(duet, login)
+    duo.play(1_000)
+    duo.hand_over(1_000)  # the next connection tries again
+    duo.play()
+    check_whole(duo, recorded)
+    assert duo.counters == {"login_refused": 2}
+    assert duo.alerts == [("LOGIN_REFUSED", f'msg=Authentication Failed: {{"message":"{told}"}}')] * 2
+    assert not duo.bad
+
+
+def test_what_was_queued_with_a_key_is_asked_for_without_it_too() -> None:
+    """More books than one request holds: the venue tells of each in its own words."""
+    symbols = [f"A{n}-USD" for n in range(150)]
+    _, batch, shared = adapter_of("matches:BTC-USD")
+    rows = [
+        {"id": symbol, "base_currency": symbol[:-4], "quote_currency": "USD", "quote_increment": "0.01",
+         "base_increment": "0.01", "status": "online"} for symbol in symbols
+    ]  # fmt: skip
+    market = Exchange(LOGIN)
+    streams = tuple(f"level2:{symbol}" for symbol in symbols)
+    adapter: Any = market.adapter(Plan("", streams, tuple(market.instruments([orjson.dumps(rows)]))), shared)
+    assert not adapter.hello()  # without a time there is no signature
+    for second, error in enumerate(
+        (b'"Sorry, you could not be authenticated: Bad Request","reason":"invalid signature"',
+         b'"Failed to subscribe","reason":"level2, level3, and full channels now require authentication"'), 1
+    ):  # fmt: skip
+        adapter.tick(second * S, batch)
+        assert not adapter.subscribed
+        adapter.receive(b'{"type":"error","message":%b}' % error, second * S, batch)
+    for second in range(3, 6):
+        adapter.tick(second * S, batch)
+    said = [one for kind, one in asked(batch.messages) if kind == "subscribe"]
+    assert [len(one) for one in said] == [100, 50, 100, 50]
+    assert {stream.partition(":")[0] for one in said[:2] for stream in one} == {"level2"}
+    assert set().union(*said[2:]) == {f"level2_batch:{symbol}" for symbol in symbols}
+    assert all(("signature" in json.loads(one)) == (n < 2) for n, one in enumerate(batch.messages))
+    adapter.receive(ack(*(f"level2_50:{symbol}" for symbol in symbols)), 9 * S, batch)
+    adapter.receive(ack(*(f"level2_50:{symbol}" for symbol in symbols)), 9 * S, batch)
+    assert adapter.subscribed
+    assert [keyword for _, keyword, _ in batch.alerts] == ["LOGIN_REFUSED"] * 2
+
+
+def test_depth_says_which_book_and_a_stand_in_what_it_has(duet: Callable[..., Any]) -> None:
+    duo = make(duet)
+    instruments, client = duo.instruments.values(), Exchange(LOGIN)
+    assert books_asked_for(MARKET, instruments, "fastest") == "level2_batch"
+    assert books_asked_for(client, instruments, "fastest") == "level2"
+    assert books_asked_for(client, instruments, "fastest", duo.standin.streams) == "level2"
+    assert books_asked_for(client, instruments, "level2_batch") == "level2_batch"
+    with pytest.raises(SettingError, match='"level2_batch" without credentials'):
+        books_asked_for(MARKET, instruments, "level2")
+
+
+def test_what_is_sent_is_written_down_without_the_key(duet: Callable[..., Any]) -> None:
+    duo = keyed(duet, LOGIN)
+    duo.adapter.renew_book(next(iter(duo.instruments.values())), duo.now_ns, duo.batch)
+    duo.adapter.tick(duo.now_ns + S, duo.batch)
+    sent = duo.batch.messages
+    assert [json.loads(message)["type"] for message in sent] == ["unsubscribe", "subscribe"]
+    for message in sent:
+        said = json.loads(message)
+        assert (said["key"], said["passphrase"]) == (KEY, PASSPHRASE)
+        assert SECRET.encode() not in message
+        hidden = Shared(LOGIN).hide(message)
+        assert json.loads(hidden) == said | {"key": "***", "passphrase": "***"}
+
+
+def test_a_secret_that_cannot_sign_is_refused_unseen() -> None:
+    with pytest.raises(CredentialError, match="COINBASE_API_SECRET: not base64") as refused:
+        Exchange().authorised(LOGIN._replace(secret=Secret("hush, no base64")))
+    assert "hush" not in str(refused.value)
 
 
 # ------------------------------------------------------------------ faults
