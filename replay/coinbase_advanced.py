@@ -1,6 +1,5 @@
 """Coinbase Advanced Trade: the stand-in of one capture. Source: venues/coinbase.md, sections 1 to 8."""
 
-import math
 import time
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -20,18 +19,9 @@ from replay.coinbase_advanced_capture import (
 )
 from replay.coinbase_advanced_session import AdvancedSession, CountedPlay
 from replay.coinbase_capture import iso
-from replay.coinbase_products import ProductStandIn
-from replay.venue import Answer, Rules, Session
+from replay.coinbase_products import RULES, ProductStandIn
+from replay.venue import Answer, Session
 
-#: no limit of a connection's life is documented, and no ping of the venue's
-_RULES = Rules(
-    messages_per_s=8,
-    ping_every_s=math.inf,
-    pong_within_s=math.inf,
-    lifetime_s=math.inf,
-    pong_echoes=False,
-    attempts_per_5min=None,
-)
 _PREFIX = "/api/v3/brokerage"  # of the venue's own address; a client may leave it out here
 _PAGE = 100  # past trades, unless fewer are asked for; of a snapshot, too: no number is documented
 
@@ -45,7 +35,7 @@ class AdvancedStandIn(ProductStandIn):
 
     market = "advanced"
     protocol = "advanced"
-    rules = _RULES
+    rules = RULES._replace(messages_per_s=8)
 
     def __init__(self, capture: Capture, n_aliases: int = 0, seed: int = 0) -> None:
         read = AdvancedCapture(capture, whole=n_aliases > 0)

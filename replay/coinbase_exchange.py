@@ -1,6 +1,5 @@
 """Coinbase Exchange: the stand-in of one capture. Source: venues/coinbase.md, sections 1 to 8."""
 
-import math
 import sys
 import time
 from collections.abc import Collection, Mapping
@@ -21,19 +20,10 @@ from replay.coinbase_capture import (
     sides,
     stream_of,
 )
-from replay.coinbase_products import ProductStandIn
+from replay.coinbase_products import RULES, ProductStandIn
 from replay.coinbase_session import CoinbaseSession
-from replay.venue import Answer, Rules, Session
+from replay.venue import Answer, Session
 
-#: no limit of a connection's life is documented, and no ping of the venue's
-_RULES = Rules(
-    messages_per_s=100,
-    ping_every_s=math.inf,
-    pong_within_s=math.inf,
-    lifetime_s=math.inf,
-    pong_echoes=False,
-    attempts_per_5min=None,
-)
 #: channel as asked for -> as recorded
 _SERVED = {"level2": BOOK, "ticker_batch": TICKER}
 _PAGE = 1_000  # trades, at most and unless fewer are asked for
@@ -48,7 +38,7 @@ class CoinbaseStandIn(ProductStandIn):
 
     market = ""
     protocol = "exchange"
-    rules = _RULES
+    rules = RULES
 
     def __init__(self, capture: Capture, n_aliases: int = 0, seed: int = 0) -> None:
         read = CoinbaseCapture(capture, whole=n_aliases > 0)

@@ -1,5 +1,6 @@
 """What the stand-ins of Coinbase's two feeds share: products in a play, their books, what faults change."""
 
+import math
 import sys
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -8,7 +9,17 @@ from typing import Any
 from replay.alias import AliasPlay
 from replay.coinbase_capture import Book, FeedCapture, Product, Sides, shifted, stream_of
 from replay.script import Play, StraightPlay
-from replay.venue import Answer, Refused
+from replay.venue import Answer, Refused, Rules
+
+#: no limit of a connection's life is documented, and no ping of the venue's
+RULES = Rules(
+    messages_per_s=100,
+    ping_every_s=math.inf,
+    pong_within_s=math.inf,
+    lifetime_s=math.inf,
+    pong_echoes=False,
+    attempts_per_5min=None,
+)
 
 
 class Bucket:
@@ -87,7 +98,7 @@ class ProductStandIn:
         """Let a client in. Raises Refused beyond 8 handshakes a second, and on another path."""
         if not self._handshakes.takes("", time.monotonic()):
             raise Refused(429, "Too Many Requests")
-        if target.partition("?")[0] != "/":
+        if target.partition("?")[0].strip("/"):
             raise Refused(404, "Not Found")
 
     # the play

@@ -8,7 +8,7 @@ Source: "Advanced Trade WebSocket Overview / Channels / Rate Limits" of 2026, an
 | `market_trades` | same | trades of 250 ms, newest first, the maker's side; first past ones | samples |
 | `ticker` | same | 24 h figures | samples |
 | `heartbeats` | same | each second; without it quiet channels are closed | samples |
-| - | `subscriptions` | all that is subscribed | samples |
+| - | `subscriptions` | all that is subscribed; the first data of a channel come before it | samples |
 | - | `error` | refuses a request; it has no number | sample |
 
 `sequence_num` rises by one over all messages of a connection: a gap may be of any channel, and so ends all

@@ -1,6 +1,6 @@
 """Coinbase with real processes: from its recording, told by either feed, to the books of a subscriber."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
+import tapecast
 from recording import Received, Sent, open_capture
 
 CAPTURE = "coinbase/20210417_COINBASE.ws.28.0.gz"
@@ -66,22 +67,58 @@ def test_a_feeder_plays_the_recording_to_its_end(
             assert levels == expected[product][side], product
 
 
-def test_single_messages_are_fed_in_the_order_the_venue_would_send_them(stage: Any, recordings: Path) -> None:
+def test_single_messages_come_in_the_order_the_venue_would_send_them(recordings: Path) -> None:
     """Of Advanced Trade no continuous capture is known, but messages of 2026 are."""
+    reading = tapecast.recording(recordings / "coinbase/samples_live2026.jsonl", market="advanced")
+    entries = list(reading)
+    assert {entry.symbol: entry.kind for entry in entries if entry.type == "instrument"} == {
+        "BTC-USD": "spot", "BTC-PERP-INTX": "perp"
+    }  # fmt: skip
+    levels = sorted((entry.side, entry.px) for entry in entries if entry.type == "l2")
+    assert levels == [
+        ("ask", Decimal(79944)), ("ask", Decimal("79944.1")), ("bid", Decimal("79943.8")),
+        ("bid", Decimal("79943.9")),
+    ]  # fmt: skip
+    assert sum(entry.type == "stats" for entry in entries) == 8  # two tickers of four figures
+    assert not any(entry.type in ("trade", "gap", "book_clear") for entry in entries)  # a past trade is none
+
+
+@pytest.mark.parametrize("market", ["", "advanced"])
+def test_the_recording_is_read_offline_by_either_feed(recordings: Path, market: str) -> None:
+    types = ("trade", "gap", "book_clear", "lost")
+    reading = tapecast.recording(recordings / CAPTURE, types=types, market=market or None)
+    assert Counter(entry.type for entry in reading) == {"trade": 97}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "fault",
+    [
+        'do = "stall"\nat_message = 500',
+        'do = "oversize"\nat_message = 500',
+        'do = "close"\nat_message = 500',
+        'do = "maintenance"\nat_message = 500\nseconds = 1.0',
+        'do = "429"\nat_s = 0',
+        'do = "unauthorized"\nat_s = 0',
+    ],
+    ids=lambda text: str(text).split('"')[1],
+)
+def test_advanced_trade_is_whole_again_after_a_bad_day(stage: Any, recordings: Path, fault: str) -> None:
     words = ("--via", "tape", "--venue", "coinbase", "--allow", "replay", "--until-done", "--json")
     books = stage.ready("books", *words, "--levels", "0")
-    samples = recordings / "coinbase/samples_live2026.jsonl"
+    (stage.folder / "faults.toml").write_text(f'[[fault]]\nstream = "level2:SKL-USD"\n{fault}\n')
     feeder = stage.start(
-        "feeder", "coinbase", "--replay", samples, "--market", "advanced", "--speed", "max", "--exit-at-end"
-    )
+        "feeder", "coinbase", "--replay", recordings / CAPTURE, "--market", "advanced", "--speed", 1,
+        "--exit-at-end", "--faults", stage.folder / "faults.toml",
+    )  # fmt: skip
     assert feeder.end() == 0, feeder.err[-3000:]
-    assert books.end() in (0, 1), books.err  # 1: of BTC-USD there is a trade alone
-    said = {row["symbol"]: row for row in map(orjson.loads, books.out.splitlines())}
-    perpetual = said["BTC-PERP-INTX"]
-    assert perpetual["valid"]
-    assert [[Decimal(price) for price, _ in perpetual[side]] for side in ("bids", "asks")] == [
-        [Decimal("79943.9"), Decimal("79943.8")], [Decimal(79944), Decimal("79944.1")]
-    ]  # fmt: skip
+    assert books.end() == 0, books.err[-3000:]
+    expected = slow_books(recordings / CAPTURE)
+    for row in map(orjson.loads, books.out.splitlines()):
+        assert row["valid"]
+        for side in ("bids", "asks"):
+            levels = [(Decimal(price), Decimal(size)) for price, size in row[side]]
+            assert levels == expected[row["symbol"]][side], row["symbol"]
 
 
 @pytest.mark.long
