@@ -260,6 +260,44 @@ def test_single_messages_are_told_in_the_order_of_their_times(samples: AdvancedS
     assert perpetual["future_product_details"]["contract_expiry_type"] == "PERPETUAL"
 
 
+def test_what_it_says_can_be_recorded_and_told_again(standin: AdvancedStandIn, tmp_path: Path) -> None:
+    """A capture of Advanced Trade itself: several products in a message, and messages of the connection."""
+    session: Any = standin.connect("/")
+    heard = [(0, *session.receive(orjson.dumps({"type": "subscribe", "channel": "heartbeats"})))]
+    products = list(standin._products)
+    for channel in CHANNELS[1:]:
+        request = {"type": "subscribe", "channel": channel, "product_ids": products}
+        heard.append((0, *session.receive(orjson.dumps(request))))
+    forms = dict(session.wanted())
+    while standin.play.next_ns() is not None:
+        message = standin.play.take()
+        heard.append((message.time_ns, forms[message.stream](standin.play.payload(message))))
+        if message.position % 1_000 == 0:
+            heard.append((message.time_ns, *session.due(0.0)))
+    (tmp_path / "coinbase").mkdir()
+    with (tmp_path / "coinbase/again.0").open("w") as file:
+        for kind in ("SPOT", "FUTURE"):
+            answer = asyncio.run(standin.rest("/market/products", {"product_type": kind}, "1", 0))
+            url = f"https://api.coinbase.com/api/v3/brokerage/market/products?product_type={kind}"
+            print(f"{url} -> {standin.start_ns / 1e9:.6f}: {answer.body.decode()}", file=file)
+        for time_ns, *messages in heard:
+            for text in messages:
+                print(f"{(standin.start_ns + time_ns) / 1e9:.6f}: {text.decode()}", file=file)
+    capture = open_capture([tmp_path / "coinbase/again.0"])
+    assert capture.market == "advanced"  # told by the list's address
+    again = AdvancedStandIn(capture)
+    assert (again.instruments, set(again.streams)) == ("recorded", set(standin.streams))
+    while again.play.next_ns() is not None:
+        again.play.take()
+    for text in products:
+        levels = [[(float(price), float(qty)) for price, qty in side] for side in again._levels(text)]
+        assert levels == [
+            [(float(price), float(qty)) for price, qty in side] for side in standin._levels(text)
+        ]
+        assert again._past(text, 500) == standin._past(text, 500)
+        assert again._figures(text) == standin._figures(text)
+
+
 def test_a_capture_without_a_message_of_a_product_is_refused(tmp_path: Path) -> None:
     (tmp_path / "coinbase").mkdir()
     alone = tmp_path / "coinbase/one.jsonl"
