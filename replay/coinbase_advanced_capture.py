@@ -36,10 +36,10 @@ _FIGURES = {
     "best_ask_quantity": "best_ask_size",
 }
 
-Event_ = Mapping[str, Any]  # one of a message's `events`
+Part = Mapping[str, Any]  # one of the `events` of a message
 
 
-def told(channel: str, now_ns: int, *events: Event_) -> bytes:
+def told(channel: str, now_ns: int, *events: Part) -> bytes:
     """Return a message of a channel. Its number, which is its connection's, stands open as 0."""
     said = {"channel": channel, "timestamp": iso(now_ns), "sequence_num": 0, "events": events}
     return orjson.dumps(said)
@@ -54,7 +54,7 @@ def sides(message: bytes) -> tuple[Levels, Levels]:
     return both["bid"], both["offer"]
 
 
-def levels_event(kind: str, product: str, levels: Iterable[tuple[str, str, str]], time: str) -> Event_:
+def levels_event(kind: str, product: str, levels: Iterable[tuple[str, str, str]], time: str) -> Part:
     """Return an event of a book: `snapshot` or `update`, of (bid or offer, price, quantity)."""
     updates = [
         {"side": side, "event_time": time, "price_level": price, "new_quantity": qty}
@@ -112,23 +112,21 @@ class AdvancedCapture(FeedCapture):
         for event in said["events"]:
             match said["channel"]:
                 case "l2_data":
-                    parts = {event["product_id"]: event}
-                    self._book(parts, said, ts_recv_ns)
+                    self._book(event, said, ts_recv_ns)
                 case "market_trades":
                     self._trades(_by_product(event, "trades"), said, ts_recv_ns)
                 case "ticker":
                     self._ticker(_by_product(event, "tickers"), said, ts_recv_ns)
 
-    def _book(self, parts: Mapping[str, Event_], said: dict[str, Any], ts_recv_ns: int) -> None:
-        for text, event in parts.items():
-            product, message = self.product(text), _alone(said, event)
-            if event["type"] == "snapshot" and not product.snapshot:
-                product.snapshot = message
-                if not self._whole:
-                    continue
-            self._add(BOOK, product, ts_recv_ns, message)
+    def _book(self, event: Part, said: Mapping[str, Any], ts_recv_ns: int) -> None:
+        product, message = self.product(event["product_id"]), _alone(said, event)
+        if event["type"] == "snapshot" and not product.snapshot:
+            product.snapshot = message
+            if not self._whole:
+                return
+        self._add(BOOK, product, ts_recv_ns, message)
 
-    def _trades(self, parts: Mapping[str, Event_], said: dict[str, Any], ts_recv_ns: int) -> None:
+    def _trades(self, parts: Mapping[str, Part], said: Mapping[str, Any], ts_recv_ns: int) -> None:
         """Take trades; those of a snapshot are past ones, which a subscription is answered with."""
         for text, event in parts.items():
             product = self.product(text)
@@ -137,7 +135,7 @@ class AdvancedCapture(FeedCapture):
             if not past:
                 self._add(TRADES, product, ts_recv_ns, _alone(said, event))
 
-    def _ticker(self, parts: Mapping[str, Event_], said: dict[str, Any], ts_recv_ns: int) -> None:
+    def _ticker(self, parts: Mapping[str, Part], said: dict[str, Any], ts_recv_ns: int) -> None:
         for text, event in parts.items():
             product, message = self.product(text), _alone(said, event)
             if event["type"] == "snapshot" and TICKER not in product.first:
@@ -180,7 +178,7 @@ class AdvancedCapture(FeedCapture):
             bids, asks = exchange_sides(received.payload)
             levels = [("bid", *level) for level in bids] + [("offer", *level) for level in asks]
             event = levels_event("snapshot", product.text, levels, iso(now_ns))
-        self._book({product.text: event}, _head("l2_data", now_ns), now_ns)
+        self._book(event, _head("l2_data", now_ns), now_ns)
 
     def _tell_trades(self) -> None:
         """Tell the trades that waited, newest first."""
@@ -226,13 +224,13 @@ def _head(channel: str, now_ns: int) -> dict[str, Any]:
     return {"channel": channel, "timestamp": iso(now_ns)}
 
 
-def _alone(said: Mapping[str, Any], event: Event_) -> bytes:
+def _alone(said: Mapping[str, Any], event: Part) -> bytes:
     """Return a message with one event of it, its number left open."""
     head = {key: value for key, value in said.items() if key not in ("sequence_num", "events")}
     return orjson.dumps({**head, "sequence_num": 0, "events": [event]})
 
 
-def _by_product(event: Event_, rows: str) -> dict[str, Event_]:
+def _by_product(event: Part, rows: str) -> dict[str, Part]:
     """Return an event's parts, each about one product."""
     parts: dict[str, list[Any]] = {}
     for row in event[rows]:
