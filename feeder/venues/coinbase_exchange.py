@@ -374,7 +374,8 @@ class ExchangeAdapter(Subscribed):
                 product.told = product.floor = known.told
                 product.book_ns = product.floor_ns = known.book_ns
 
-    def _end_hand_over(self, now_ns: int, out: Batch) -> None:  # noqa: ARG002  (nothing to append)
+    def _end_hand_over(self, now_ns: int, out: Batch) -> None:
+        self._books.end_unjoined(now_ns, out)
         self._trades.end_hand_over()
         for product in self._products.values():
             product.floor, product.floor_ns = -1, 0

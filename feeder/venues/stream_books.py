@@ -180,7 +180,13 @@ class StreamBooks:
                     book.state, book.last_seq = RESUMING, known.last_seq
 
     def end_hand_over(self) -> None:
-        """Take for this connection's own the books whose snapshot never came."""
+        """Take for this connection's own the books whose snapshot never came: a chain tells what joins."""
         for book in self._books.values():
             if book.state == RESUMING:
                 book.state, book.due_ns = LIVE, 0
+
+    def end_unjoined(self, now_ns: int, out: Batch) -> None:
+        """End the books whose snapshot never came, where no number tells whether events join them."""
+        for book in self._books.values():
+            if book.state == RESUMING:
+                self.end(book, ClearReason.VENUE_RESYNC, now_ns, out)

@@ -123,3 +123,17 @@ def test_a_book_that_is_taken_over_stays_valid_until_its_snapshot_comes() -> Non
     fresh.books.take_over(old.books)
     fresh.books.clear(NOW, fresh.batch)  # nobody else would end it
     assert fresh.said() == [(MsgType.BOOK_CLEAR, -1)]
+
+
+def test_where_no_number_tells_what_joins_a_book_without_a_snapshot_ends_with_the_hand_over() -> None:
+    old, new = Rig(), Rig()
+    old.snapshot(7)
+    new.books.take_over(old.books)
+    new.delta(8, None)
+    assert new.counters == {"book_early": 1}
+    new.books.end_unjoined(NOW, new.batch)
+    assert [kind for kind, _ in new.said()] == [MsgType.GAP, MsgType.BOOK_CLEAR]
+    assert new.books.due(NOW) == ["books.X"]
+    new.snapshot(9)
+    new.books.end_unjoined(NOW, new.batch)
+    assert [kind for kind, _ in new.said()] == [MsgType.L2_SNAPSHOT]
