@@ -107,6 +107,12 @@ class Recording:
         """Return the messages of some kinds of stream, in their order."""
         return [message for stream, _, message in self._heard if kind_of(stream) in kinds]
 
+    @cached_property
+    def offsets_ns(self) -> dict[bytes, int]:
+        """Return when each stream message came, since the first of the recording; of equal ones the last."""
+        events = [event for event in open_capture([self.path]).events() if isinstance(event, Received)]
+        return {event.payload: event.ts_recv_ns - events[0].ts_recv_ns for event in events}
+
     @property
     def span_s(self) -> float:
         """Return the time from the first message to the last."""

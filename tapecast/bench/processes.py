@@ -154,11 +154,14 @@ class Child:
 
 
 class StandInChild(Child):
-    """`tapecast replay` of a recording, its clock held until its client starts it; closes at the end."""
+    """`tapecast replay` of a recording; closes at the end.
 
-    def __init__(self, recording: Path, market: str, speed: str, place: Place) -> None:
-        words = ["tapecast", "replay", recording, "--market", market, "--speed", speed]
-        super().__init__([*words, "--at-end", "close", "--hold"], place, stdout=subprocess.PIPE)
+    hold  its clock waits until its client starts it, else for quiet subscriptions
+    """
+
+    def __init__(self, recording: Path, market: str, speed: str, place: Place, *, hold: bool = True) -> None:
+        words = ["tapecast", "replay", recording, "--market", market, "--speed", speed, "--at-end", "close"]
+        super().__init__([*words, *(["--hold"] if hold else [])], place, stdout=subprocess.PIPE)
         assert self.stdout is not None
         self._pipe = self.stdout
         line = self._pipe.readline()

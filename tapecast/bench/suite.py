@@ -20,6 +20,7 @@ from tapecast.bench.scale import Scale
 from tapecast.bench.sending import multicast
 from tapecast.bench.start import start
 from tapecast.bench.tape import tape
+from tapecast.bench.waits import waits
 from tapecast.errors import UsageError
 
 #: name -> what measures it, in the order of the table
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[Scale], Iterator[Figure]]] = {
     "keeper": keeper,
     "multicast": multicast,
     "start": start,
+    "waits": waits,
     "peers": peers,
 }
 
