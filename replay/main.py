@@ -98,6 +98,10 @@ async def _serve(make_server: Callable[[], Server], at_end: str, *, loop: bool) 
     return 0
 
 
+def _done(server: Server) -> dict[str, object]:
+    return {"done": True, "messages": server.messages, "delivered": server.delivered}
+
+
 async def _run(server: Server, at_end: str, *, loop: bool) -> None:
     await server.play()
     while loop:
@@ -105,11 +109,11 @@ async def _run(server: Server, at_end: str, *, loop: bool) -> None:
         await server.play()
     if at_end == "close":
         await server.finish()
-        _say({"done": True, "messages": server.messages})
+        _say(_done(server))
         await asyncio.sleep(REST_AFTER_END_S)
     else:
         await server.drain(timeout_s=10)
-        _say({"done": True, "messages": server.messages})
+        _say(_done(server))
         await asyncio.Event().wait()
 
 

@@ -65,6 +65,8 @@ class Server:
     marked  whether handshakes and answers carry `X-Tapecast-Source: replay`
     hold    whether the clock waits to be started by POST, however quiet subscriptions are
     lifetime_s  how long a connection lives; None: as long as the venue's do
+    messages    of the recording that were played
+    delivered   handed to connections, those of faults among them; what a cut connection had yet to send, too
     Raises faults.FaultsError for faults that do not fit the recording.
     """
 
@@ -86,6 +88,7 @@ class Server:
         self._attempts = Attempts(rules.attempts_per_5min)
         self.clock = Clock(speed)
         self.messages = 0
+        self.delivered = 0
         self._marks = {SOURCE_HEADER: "replay"} if marked else {}
         self._refusals: dict[str, _Refusal] = {}
         self._takers: dict[int, dict[Form, list[Connection]]] = {}
@@ -184,6 +187,7 @@ class Server:
                 framed = self._frame(payload if form is None else form(payload))
                 for connection in connections:
                     connection.push(framed)
+            self.delivered += len(payloads) * len(connections)
             self._dirty.update(connections)
 
     def _flush(self) -> None:

@@ -65,7 +65,7 @@ def test_done_then_idle(child: Callable[..., subprocess.Popen[str]]) -> None:
     process = child(speed=float("inf"))
     ready = line(process)
     urllib.request.urlopen(urllib.request.Request(ready["rest"] + "/_tapecast/start", method="POST"))
-    assert line(process) == {"done": True, "messages": 1535}
+    assert line(process) == {"done": True, "messages": 1535, "delivered": 0}  # nobody subscribed
     time.sleep(0.2)
     assert process.poll() is None
     with urllib.request.urlopen(ready["rest"] + "/fapi/v1/ping") as response:
@@ -91,7 +91,7 @@ def test_at_end_close_exits_by_itself(monkeypatch: pytest.MonkeyPatch, small: Pa
     assert main([small], speed=float("inf"), at_end="close") == 0
     lines = [orjson.loads(text) for text in capsys.readouterr().out.splitlines()]
     assert lines[0]["ready"] is True
-    assert lines[1:] == [{"done": True, "messages": 1535}]
+    assert lines[1:] == [{"done": True, "messages": 1535, "delivered": 0}]
 
 
 class _StartedClock:
