@@ -138,7 +138,7 @@ class Publisher:
         """Put everything that waits in the batch on the wire, and clear it."""
         if not batch.n_events:
             return
-        if self.fenced:
+        if self.fenced or self._ended:  # answers by REST may still come: nothing follows SESSION_END
             batch.clear()
             return
         self._quality.inspect(batch)

@@ -98,6 +98,22 @@ def test_a_session_begins_and_ends_on_every_channel(made: tuple[Publisher, Path]
     assert {frame.header.session_id for frame in frames()} == {SESSION}
 
 
+def test_nothing_follows_the_end_of_a_session(made: tuple[Publisher, Path]) -> None:
+    """A snapshot by REST that is answered after it, while END is beaten, has come too late."""
+    publisher, base = made
+    publisher.start()
+    publisher.define([INSTRUMENT])
+    publisher.end(EndReason.PLANNED)
+    n_sent = len(frames())
+    follower = TapeFollower(base, "binance.replay")
+    assert len(follower.poll()) > 0
+    trade(publisher, 1)
+    publisher.restate([INSTRUMENT], time.time_ns())
+    publisher.end_books([INSTRUMENT], time.time_ns())
+    publisher.publish(publisher.batch)
+    assert (len(frames()), follower.poll(), publisher.batch.n_events) == (n_sent, [], 0)
+
+
 def test_both_lines_and_the_tape_carry_the_same_bytes(made: tuple[Publisher, Path]) -> None:
     publisher, base = made
     publisher.start()
