@@ -95,63 +95,15 @@ def fold(side: Side, levels: Sequence[Any]) -> None:
             side[Decimal(px)] = Decimal(size)
 
 
-def in_v5(path: Path, folder: Path) -> Path:
-    """Write a capture of v2 linear as v5 would have said it, without an instrument list."""
-    numbers: Counter[str] = Counter()
-    out = ["wss://stream.bybit.com/v5/public/linear <-> 1618677785.4827468"]
-    oracle = Oracle()
-    for line in gzip.decompress(path.read_bytes()).decode().splitlines():
-        time, _, text = line.partition(": ")
-        if not time[:1].isdigit():
-            continue
-        said = json.loads(text, parse_float=str)
-        before = len(oracle.trades)
-        oracle.hear(said, linear=True)
-        channel, _, symbol = said.get("topic", "").rpartition(".")
-        if channel == "orderBookL2_25":
-            ms = int(said["timestamp_e6"]) // 1_000
-            rows = said["data"].get("order_book") or [
-                *({**row, "size": 0} for row in said["data"]["delete"]),
-                *said["data"]["update"], *said["data"]["insert"],
-            ]  # fmt: skip
-            sides = [
-                [[row["price"], str(row["size"])] for row in rows if row["side"] == s]
-                for s in ("Buy", "Sell")
-            ]
-            numbers[symbol] += 1
-            data = {"s": symbol, "b": sides[0], "a": sides[1], "u": 1_000 + numbers[symbol],
-                    "seq": int(said["cross_seq"])}  # fmt: skip
-            message = {
-                "topic": f"orderbook.50.{symbol}",
-                "type": said["type"],
-                "ts": ms,
-                "data": data,
-                "cts": ms,
-            }
-        elif channel == "trade" and len(oracle.trades) > before:
-            rows = [
-                {"T": int(one["trade_time_ms"]), "s": symbol, "S": one["side"], "v": str(one["size"]),
-                 "p": one["price"], "i": one["trade_id"], "BT": False, "RPI": False, "seq": before}
-                for one in said["data"]
-            ]  # fmt: skip
-            message = {"topic": f"publicTrade.{symbol}", "type": "snapshot", "ts": rows[0]["T"], "data": rows}
-        else:
-            continue
-        out.append(f"{time}: {json.dumps(message, separators=(',', ':'))}")
-    written = folder / path.name
-    written.write_bytes(gzip.compress("\n".join(out).encode(), 1))
-    return written
-
-
 @pytest.fixture(scope="session")
 def bybit(recordings: Path) -> Path:
     return recordings / "bybit"
 
 
 @pytest.fixture(scope="session")
-def eight(bybit: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def eight(bybit_today: Path) -> Path:
     """Return a capture of eight symbols in v5."""
-    return in_v5(bybit / LINEAR_V2, tmp_path_factory.mktemp("bybit-v5"))
+    return bybit_today
 
 
 @pytest.fixture(scope="session")

@@ -103,32 +103,6 @@ class Oracle:
         return value - 2**32 if value >= 2**31 else value
 
 
-def numbered(path: Path, folder: Path) -> Path:
-    """Write a capture as today's protocol: `seqId` with holes, `prevSeqId`, checksum 0."""
-    last: dict[str, int] = {}
-    out = []
-    for line in lines_of(path):
-        time, _, text = line.partition(": ")
-        if line[:1].isdigit() and '"books' in text and '"data"' in text:
-            message = json.loads(text)
-            message["arg"]["channel"] = "books"
-            symbol, (data,) = message["arg"]["instId"], message["data"]
-            known = last.get(symbol, 1_000 * zlib.crc32(symbol.encode()) % 10**9)
-            resting = message["action"] == "update" and not (data["bids"] or data["asks"])
-            last[symbol] = known if resting else known + 2 + len(data["bids"])
-            data |= {"checksum": 0, "seqId": last[symbol], "prevSeqId": known}
-            if message["action"] == "snapshot":
-                data["prevSeqId"] = -1
-            out.append(f"{time}: {json.dumps(message, separators=(',', ':'))}")
-        else:
-            out.append(line)
-    written = folder / path.name
-    written.write_bytes(gzip.compress("\n".join(out).encode(), 1))
-    listed = path.name.partition(".ws.")[0] + ".0.gz"
-    (folder / listed).symlink_to(path.parent / listed)
-    return written
-
-
 @pytest.fixture(scope="session")
 def old(recordings: Path) -> Path:
     """Return the folder of captures in the protocol of 2021 and 2022."""
@@ -136,12 +110,9 @@ def old(recordings: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def today(old: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def today(okx_today: Path) -> Path:
     """Return a folder of the same captures in today's protocol."""
-    folder = tmp_path_factory.mktemp("okx-today")
-    for name in (SMALL, WIDE):
-        numbered(old / name, folder)
-    return folder
+    return okx_today
 
 
 # ------------------------------------------------------------------ the rig
