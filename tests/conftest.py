@@ -98,6 +98,7 @@ def free_ports() -> Callable[[int], list[int]]:
 
 OKX = ("20220513_OKX.ws.1.0.gz", "20220227_OKX.ws.1.0.gz")
 BYBIT = "20210417_BYBIT.ws.25.0.gz"
+LS = "ls/sample_frames.jsonl"
 
 
 @pytest.fixture(scope="session")
@@ -118,6 +119,26 @@ def bybit_today(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     written = tmp_path_factory.mktemp("bybit-v5") / BYBIT
     written.write_bytes(gzip.compress("\n".join(_in_v5(_lines(recordings / "bybit" / BYBIT))).encode(), 1))
     return written
+
+
+@pytest.fixture(scope="session")
+def ls_chain(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a capture of a book, twenty real trades (t8454's rows in the form of NS3), and a book."""
+    catalogue = json.loads(gzip.decompress((recordings / "ls/rest_catalogue.json.gz").read_bytes()))
+    rows = next(one for one in catalogue if one["tr_cd"] == "t8454")["response"]["t8454OutBlock1"]
+    lines = (recordings / LS).read_text().splitlines()
+    book = next(json.loads(line) for line in lines if '"NH1"' in line)
+    book["header"]["tr_key"] = "N010950   "
+    body = book["body"] | {"shcode": "010950", "ex_shcode": "N010950"}
+    said = [book | {"body": body | {"hotime": "135800"}}]
+    for row in reversed(rows):
+        fields = {name: str(value) for name, value in row.items()} | {"cgubun": "-", "status": "00"}
+        said.append({"header": {"tr_cd": "NS3", "tr_key": "N010950   "}, "body": fields})
+    said.append(book | {"body": body | {"hotime": "141800", "bidrem1": "77"}})
+    folder = tmp_path_factory.mktemp("chained") / "ls"
+    folder.mkdir()
+    (folder / "chain.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
+    return folder / "chain.jsonl"
 
 
 def _lines(path: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gzip
 import json
 import math
 import time
@@ -241,23 +240,9 @@ def all_books(fed: Fed, frames: dict[str, Any]) -> dict[str, bool]:
 
 
 @pytest.fixture(scope="session")
-def chain(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a capture of a book, twenty real trades (t8454's rows in the form of NS3), and a book."""
-    catalogue = json.loads(gzip.decompress((recordings / "ls/rest_catalogue.json.gz").read_bytes()))
-    rows = next(one for one in catalogue if one["tr_cd"] == "t8454")["response"]["t8454OutBlock1"]
-    lines = (recordings / FRAMES).read_text().splitlines()
-    book = next(json.loads(line) for line in lines if '"NH1"' in line)
-    book["header"]["tr_key"] = "N010950   "
-    body = book["body"] | {"shcode": "010950", "ex_shcode": "N010950"}
-    said = [book | {"body": body | {"hotime": "135800"}}]
-    for row in reversed(rows):
-        fields = {name: str(value) for name, value in row.items()} | {"cgubun": "-", "status": "00"}
-        said.append({"header": {"tr_cd": "NS3", "tr_key": "N010950   "}, "body": fields})
-    said.append(book | {"body": body | {"hotime": "141800", "bidrem1": "77"}})
-    folder = tmp_path_factory.mktemp("chained") / "ls"
-    folder.mkdir()
-    (folder / "chain.jsonl").write_text("".join(json.dumps(one) + "\n" for one in said))
-    return folder / "chain.jsonl"
+def chain(ls_chain: Path) -> Path:
+    """Return a capture of a book, twenty real trades, and a book."""
+    return ls_chain
 
 
 Feeds = Callable[..., None]
