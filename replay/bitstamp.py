@@ -5,6 +5,7 @@ month: unknown pairs are acknowledged and silent, `Invalid channel provided.` is
 client's 513 bytes end the connection, the server pings every 54 s.
 """
 
+import bisect
 import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -34,6 +35,8 @@ _MAX_CHANNELS = 1_024
 _CHANNEL = re.compile(r"[a-z]+(?:_[a-z]+)*_(?P<pair>[a-z0-9-]+)")
 _QUOTES = ("usdc", "usdt", "usd", "eur", "gbp", "btc", "eth", "pax")
 _BOOK_PATH = re.compile(r"/api/v2/order_book/([a-z0-9-]+)/?")
+_PAST_PATH = re.compile(r"/api/v2/transactions/([a-z0-9-]+)/?")
+_WINDOWS_S = {"minute": 60, "hour": 3_600, "day": 86_400}
 _ID = re.compile(rb'"id": ?(\d+)')
 _MICROS = re.compile(rb'"microtimestamp": ?"(\d+)"')
 _SECONDS = re.compile(rb'"(timestamp|datetime)": ?"(\d{10})"')
@@ -332,6 +335,8 @@ class BitstampStandIn:
             return Answer(200, orjson.dumps([self._entry(pair) for pair in self._recorded]))
         if match := _BOOK_PATH.fullmatch(path):
             return self._book(match[1], query.get("group", "1"))
+        if match := _PAST_PATH.fullmatch(path):
+            return self._past(match[1], query.get("time", "hour"), now_ns)
         return Answer(404, b'{"code":"404.001","reason":"Not found"}')
 
     def _entry(self, pair: str) -> dict[str, Any]:
@@ -358,6 +363,24 @@ class BitstampStandIn:
             "asks": form(moment.asks),
         }
         return Answer(200, orjson.dumps(said))
+
+    def _past(self, pair: str, window: str, now_ns: int) -> Answer:
+        """Answer with the trades of the last minute, hour or day, newest first."""
+        if pair not in self._recorded:
+            return Answer(404, b'{"code":"404.002","reason":"Not found"}')
+        stream = self._stream_of[TRADES + pair]
+        recorded = self._script.positions[self._script.stream(TRADES + self._recorded[pair])]
+        played = recorded[: bisect.bisect_left(recorded, self.play.point(stream))]
+        payloads = [self.renumbered(stream, self._script.payloads[position]) for position in reversed(played)]
+        rows = [orjson.loads(payload)["data"] for payload in payloads]
+        since_s = now_ns // 10**9 - _WINDOWS_S.get(window, 86_400)
+        told = [
+            {"date": row["timestamp"], "tid": str(row["id"]), "amount": row["amount_str"],
+             "type": str(row["type"]), "price": row["price_str"]}
+            for row in rows
+            if int(row["timestamp"]) >= since_s
+        ]  # fmt: skip
+        return Answer(200, orjson.dumps(told))
 
     def _streams(self, pair: str) -> list[int]:
         return [stream for name, stream in self._stream_of.items() if name.rpartition("_")[2] == pair]

@@ -7,6 +7,7 @@ Source: "Websocket API v2" as of 2026-09 (notes of live probes), captures of 202
 | `diff_order_book_<pair>` | `data` | L2 delta, absolute sizes, no sequence | captures of 2021, 2022 |
 | `live_orders_<pair>` | `order_created`, `_changed`, `_deleted` | one order | capture of 2026-05-02 |
 | `live_trades_<pair>` | `trade` | a trade; type 0 = the taker bought | captures |
+| - | REST `transactions` | trades of a lost link, see `bitstamp_trades` | documents |
 | - | `bts:subscription_succeeded` | acknowledges, even what is never sent | captures; live notes |
 | - | `bts:error` | refuses; it names no channel | live notes |
 | - | `bts:request_reconnect` | the connection ends within seconds | documents |
@@ -25,21 +26,19 @@ import orjson
 from feeder.batch import Batch, Request, VenueError
 from feeder.settings import VenueSettings
 from feeder.venues import bitstamp_markets
-from feeder.venues.base import NS_PER_S, Adapter, Plan, Shared, reason_of
+from feeder.venues.base import NS_PER_S, Adapter, Plan, Shared
 from feeder.venues.bitstamp_books import Book, Books
 from feeder.venues.bitstamp_diffs import DiffBook
 from feeder.venues.bitstamp_markets import DIFF, LIMITS, ORDERS, TRADES
-from feeder.venues.bitstamp_messages import NS_PER_US, Event, read_event, read_failure, read_trade
+from feeder.venues.bitstamp_messages import Event, read_event, read_failure, read_trade
 from feeder.venues.bitstamp_orders import OrderBook
+from feeder.venues.bitstamp_trades import BitstampTrades, Carried, PairTrades
 from feeder.venues.ledger import Ledger, Method
 from feeder.venues.subscribed import Subscribed
-from feeder.venues.trade_ids import RecentTrades
-from feeder.venues.watch import Silence, Watch
-from market_types.enums import Aggressor, ClearReason, GapState, GapStream
+from feeder.venues.watch import Silence
 from market_types.instruments import Instrument
 
 HEARTBEAT_NS: Final = 20 * NS_PER_S
-_AGGRESSORS = (int(Aggressor.BUY), int(Aggressor.SELL))
 _BOOKS: Final[dict[str, type[Book[Any]]]] = {DIFF: DiffBook, ORDERS: OrderBook}
 _EVENTS: Final = DiffBook.events | OrderBook.events
 
@@ -52,19 +51,20 @@ class BitstampAdapter(Subscribed):
         super().__init__(plan, shared, ledger)
         self._unanswered: deque[str] = deque()  # channels asked for, oldest first: an error names none
         self._beaten_ns = 0
-        self._trades: dict[str, tuple[Instrument, Watch, RecentTrades]] = {}
         books: list[Book[Any]] = []
+        trades: dict[str, Carried] = {}
         known = {instrument.symbol: instrument for instrument in plan.instruments}
         for stream in plan.streams:
             kind = next(kind for kind in (DIFF, ORDERS, TRADES) if stream.startswith(kind))
             instrument = known[stream.removeprefix(kind)]
             watch = self._watchdog.watch(stream, instrument.symbol, prompt=kind != TRADES)
             if kind == TRADES:
-                recent = shared.recent.setdefault(instrument.number, RecentTrades())
-                self._trades[stream] = (instrument, watch, recent)
+                pair = shared.kept.setdefault(instrument.number, PairTrades())
+                trades[stream] = Carried(instrument, watch, pair)
             else:
                 books.append(_BOOKS[kind](instrument, watch))
         self._books = Books(shared.counters, books)
+        self._trades = BitstampTrades(shared.counters, trades)
 
     # -------------------------------------------------------------- what the runner asks
 
@@ -79,7 +79,7 @@ class BitstampAdapter(Subscribed):
         if said.event == "trade":
             self._trade(said, ts_recv_ns, out)
         elif said.event in _EVENTS:
-            self._books.event(said, ts_recv_ns, out)
+            self._trades.heard(self._books.event(said, ts_recv_ns, out), ts_recv_ns)
         else:
             self._silent = False
             self._reply(said, ts_recv_ns, out)
@@ -98,48 +98,35 @@ class BitstampAdapter(Subscribed):
         self._books.renew_instrument(instrument.number, now_ns, out)
 
     def answer(self, request: Request, body: bytes, ts_recv_ns: int, out: Batch) -> None:
-        """Take a book. Raises VenueError."""
-        self._books.answer(request.key, body, ts_recv_ns, out)
+        """Take a book or past trades. Raises VenueError."""
+        if request.key in self._trades:
+            self._trades.answer(request.key, body, ts_recv_ns, out)
+        else:
+            self._books.answer(request.key, body, ts_recv_ns, out)
 
     def refused(self, request: Request, status: int, ts_recv_ns: int, out: Batch) -> None:
-        """Ask again later: the pair may be listed only now, or gone for good."""
-        self._books.refused(request.key, status, ts_recv_ns, out)
+        """Ask for a book again later: the pair may be listed only now, or gone for good."""
+        if request.key in self._trades:
+            self._trades.refused(request.key, ts_recv_ns, out)
+        else:
+            self._books.refused(request.key, status, ts_recv_ns, out)
 
     def disconnected(self, now_ns: int, out: Batch) -> None:
-        """Clear every valid book, and tell that trades may be missing: nothing is replayed."""
+        """Clear every valid book, and tell that trades may be missing."""
         self._books.clear(now_ns, out)
-        for instrument, watch, recent in self._trades.values():
-            if watch.acked_ns:
-                out.gap(
-                    instrument, now_ns, GapStream.TRADES, ClearReason.LINK_LOST, GapState.LOST, -1, -1,
-                    from_ns=recent.last_ns,
-                )  # fmt: skip
+        self._trades.disconnected(now_ns, out)
 
     # -------------------------------------------------------------- data
 
     def _trade(self, said: Event, ts_recv_ns: int, out: Batch) -> None:
-        carried = self._trades.get(said.channel)
-        if carried is None:
-            raise VenueError(f"channel: {said.channel!r}, which this connection did not ask for")
-        instrument, watch, recent = carried
         trade = read_trade(bytes(said.data))
         micros = int(trade.microtimestamp)
-        watch.heard(ts_recv_ns)
+        self._trades.heard(micros, ts_recv_ns)
         self._books.heard_until(micros, ts_recv_ns, out)
-        if not recent.add(trade.id, micros * NS_PER_US):
-            if not self._handed_over_ns:
-                self._count["trade_duplicates"] += 1
-            return
-        try:
-            out.trade(
-                instrument, micros * NS_PER_US, ts_recv_ns, trade.price_str, trade.amount_str, trade.id,
-                _AGGRESSORS[trade.type],
-            )  # fmt: skip
-        except VenueError as error:
-            self._count["trades_lost"] += 1
-            reason, number = reason_of(error), trade.id
-            out.gap(instrument, ts_recv_ns, GapStream.TRADES, reason, GapState.LOST, number, number)
-            raise
+        self._trades.trade(
+            said.channel, trade.id, micros, trade.price_str, trade.amount_str, trade.type, ts_recv_ns, out,
+            handing_over=bool(self._handed_over_ns),
+        )  # fmt: skip
 
     # -------------------------------------------------------------- subscriptions
 
@@ -180,6 +167,7 @@ class BitstampAdapter(Subscribed):
 
     def _due(self, now_ns: int, out: Batch) -> Iterable[str]:
         self._books.tick(now_ns, out)
+        self._trades.tick(now_ns, out)
         return ()
 
     def _silence(self, now_ns: int, out: Batch) -> Silence:
@@ -190,6 +178,7 @@ class BitstampAdapter(Subscribed):
         return silence
 
     def _follow(self, other: Self, now_ns: int, out: Batch) -> None:
+        other._trades.release()
         self._books.take_over(other._books, now_ns, out)
 
 

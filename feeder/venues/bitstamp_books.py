@@ -118,8 +118,11 @@ class Books:
 
     # -------------------------------------------------------------- events
 
-    def event(self, said: Event, ts_recv_ns: int, out: Batch) -> None:
-        """Publish an event of a book, or hold it until the snapshot is there. Raises VenueError."""
+    def event(self, said: Event, ts_recv_ns: int, out: Batch) -> int:
+        """Publish an event of a book, or hold it until the snapshot is there. Raises VenueError.
+
+        Returns the venue's time of it, in microseconds.
+        """
         book = self._books.get(said.channel)
         if book is None:
             raise VenueError(f"channel: {said.channel!r}, which this connection did not ask for")
@@ -148,6 +151,7 @@ class Books:
             self._apply(book, held, ts_recv_ns, out)
         if book.snapshot is not None:
             self._join(book, ts_recv_ns, out)
+        return micros
 
     def _apply(self, book: Book[T], held: Held[T], ts_recv_ns: int, out: Batch) -> None:
         """Publish an event of a live book. Raises VenueError.

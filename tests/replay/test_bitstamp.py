@@ -153,6 +153,29 @@ def test_faults_move_times_and_ids_and_delist(standin: BitstampStandIn) -> None:
     assert standin.refusal(503, 3).status == 503
 
 
+def test_past_trades_are_those_played_newest_first(path: Path) -> None:
+    standin = BitstampStandIn(open_capture([path]))
+    now_ns = standin.start_ns
+    stream = list(standin.play.names).index("live_trades_ethusd")
+    assert get(standin, "/api/v2/transactions/ethusd/", time="minute") == (200, [])
+    played = []
+    while len(played) < 3:
+        message = standin.play.take()
+        if message.stream == stream:
+            played.append(orjson.loads(standin.play.payload(message))["data"])
+    told = [
+        {"date": one["timestamp"], "tid": str(one["id"]), "amount": one["amount_str"],
+         "type": str(one["type"]), "price": one["price_str"]}
+        for one in reversed(played)
+    ]  # fmt: skip
+    assert get(standin, "/api/v2/transactions/ethusd/", time="minute") == (200, told)
+    late = asyncio.run(
+        standin.rest("/api/v2/transactions/ethusd", {"time": "minute"}, "x", now_ns + 90 * 10**9)
+    )
+    assert late.body == b"[]"
+    assert get(standin, "/api/v2/transactions/nope/")[0] == 404
+
+
 def test_clones_have_names_and_books_of_their_own(path: Path) -> None:
     standin = BitstampStandIn(open_capture([path]), n_aliases=20, seed=1)
     rows = get(standin, "/api/v2/trading-pairs-info/")[1]
