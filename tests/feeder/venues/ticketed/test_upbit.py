@@ -360,6 +360,26 @@ def test_a_lost_link_ends_the_books_and_what_it_missed_comes_by_rest(kit: Any) -
     assert rig.shared.counters == {"trade_gaps": 1, "trades_filled": 3}
 
 
+def test_missed_trades_out_of_the_order_of_their_times_come_all(kit: Any) -> None:
+    """Recorded were six of 301 that came a second behind their predecessor."""
+    rig = lamb(kit)
+    rig.hear(book())
+    rig.hear(trade(1, 1_618_678_262_000))
+    rig.adapter = rig.connect()
+    rig.hear(trade(4, 1_618_678_264_000, st="SNAPSHOT"))
+    rig.wait(1)
+    (request,) = rig.requests()
+    times_ms = {4: 264_000, 3: 265_000, 2: 261_000, 1: 262_000, 0: 261_000}
+    rows = [
+        {"market": "KRW-LAMB", "timestamp": 1_618_678_000_000 + ms, "trade_price": 127.0, "trade_volume": 1,
+         "ask_bid": "ASK", "sequential_id": sid}
+        for sid, ms in times_ms.items()
+    ]  # fmt: skip
+    rig.adapter.answer(request, json.dumps(rows).encode(), rig.now_ns, rig.batch)
+    rig.reader.publish()
+    assert [one["id"] for one in rig.reader.trades()] == [1, 2, 3, 4]  # 0 was before the first
+
+
 def test_the_first_trade_of_all_may_be_missed_too(kit: Any) -> None:
     rig = lamb(kit)
     rig.hear(book())
