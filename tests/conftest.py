@@ -131,8 +131,10 @@ def ls_chain(recordings: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     book["header"]["tr_key"] = "N010950   "
     body = book["body"] | {"shcode": "010950", "ex_shcode": "N010950"}
     said = [book | {"body": body | {"hotime": "135800"}}]
-    for row in reversed(rows):
-        fields = {name: str(value) for name, value in row.items()} | {"cgubun": "-", "status": "00"}
+    for older, row in zip([rows[-1], *reversed(rows)], reversed(rows), strict=False):
+        bought = row["mschecnt"] > older["mschecnt"]
+        fields = {name: str(value) for name, value in row.items()}
+        fields |= {"cgubun": "+" if bought else "-", "status": "00"}
         said.append({"header": {"tr_cd": "NS3", "tr_key": "N010950   "}, "body": fields})
     said.append(book | {"body": body | {"hotime": "141800", "bidrem1": "77"}})
     folder = tmp_path_factory.mktemp("chained") / "ls"

@@ -213,13 +213,7 @@ SPOT, COINM = SMALL[1:]
     [
         (SPOT, 'do = "close"\nat_s = 8\nstream = "*"', ""),
         (SPOT, 'do = "skip"\nat_message = 300\nstream = "*@depth*"', "depth_gaps"),
-        pytest.param(
-            *(SPOT, 'do = "reorder"\nat_message = 300\nstream = "*@depth*"', ""), marks=pytest.mark.long
-        ),
         (SPOT, 'do = "429"\nat_s = 0\nseconds = 3', "rest_429"),
-        pytest.param(
-            *(SPOT, 'do = "oversize"\nat_message = 20\nstream = "*@bookTicker"', ""), marks=pytest.mark.long
-        ),
         (COINM, 'do = "stall"\nat_s = 5\nseconds = 2\nstream = "*"', ""),
         pytest.param(
             *(

@@ -99,25 +99,6 @@ def test_connections_are_renewed_without_losing_or_doubling_anything(stage: Any,
 
 
 @pytest.mark.long
-def test_maintenance_is_waited_out_and_every_book_comes_back(stage: Any, recordings: Path) -> None:
-    path = recordings / "okx" / WIDE
-    faults = stage.folder / "faults.toml"
-    faults.write_text('[[fault]]\nat_s = 10\ndo = "maintenance"\nseconds = 2\n')
-    books = stage.ready(*BOOKS, *SAFE)
-    listener = stage.ready(*LISTEN, "book_clear", *SAFE)
-    feeder = stage.start(
-        "feeder", "okx", "--replay", path, "--speed", "2", "--faults", faults, "--exit-at-end"
-    )
-    assert feeder.end() == 0, feeder.err[-3000:]
-    assert books.end() == 0, books.err
-    assert books.books() == Said(path).books
-    assert listener.end() == 0, listener.err
-    heard = listener.entries()
-    assert {entry["symbol"] for entry in heard["book_clear"]} == set(Said(path).books)
-    assert {entry["reason"] for entry in heard["book_clear"]} == {2}
-
-
-@pytest.mark.long
 def test_fifty_symbols_are_fed_within_the_venues_limits(stage: Any, recordings: Path) -> None:
     path = recordings / "okx" / WIDE
     books = stage.ready(*BOOKS, "--allow", "sim")

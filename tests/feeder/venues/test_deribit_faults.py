@@ -287,7 +287,7 @@ def test_what_changes_nothing_is_counted(feeding: Callable[..., None], do: str, 
     feeding(scenario, faults=fault(do))
 
 
-@pytest.mark.parametrize("do", ["close", "stall", pytest.param("oversize", marks=pytest.mark.long)])
+@pytest.mark.parametrize("do", ["close", "stall"])
 def test_a_lost_connection_clears_every_book_and_all_come_back(feeding: Callable[..., None], do: str) -> None:
     async def scenario(venue: Venue) -> None:
         await venue.start()
