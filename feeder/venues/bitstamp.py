@@ -122,11 +122,11 @@ class BitstampAdapter(Subscribed):
         trade = read_trade(bytes(said.data))
         micros = int(trade.microtimestamp)
         self._trades.heard(micros, ts_recv_ns)
-        self._books.heard_until(micros, ts_recv_ns, out)
         self._trades.trade(
             said.channel, trade.id, micros, trade.price_str, trade.amount_str, trade.type, ts_recv_ns, out,
             handing_over=bool(self._handed_over_ns),
         )  # fmt: skip
+        self._books.heard_until(micros, ts_recv_ns, out)  # last: a snapshot that cannot be used raises
 
     # -------------------------------------------------------------- subscriptions
 
