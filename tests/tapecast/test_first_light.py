@@ -200,19 +200,20 @@ def check_best(levels: list[dict[str, Any]], builder: Builder) -> int:
     for data in builder.messages["bookTicker"]:
         quotes[data["s"]].append((data["u"], tuple(Decimal(data[key]) for key in "bBaA")))
     checked = 0
-    fresh = True
+    amid: set[str] = set()  # symbols amid an event: channels come side by side
     for entry in levels:
-        bids, asks = books[entry["symbol"]]
-        if entry["snapshot"] and fresh:
+        symbol = entry["symbol"]
+        bids, asks = books[symbol]
+        if entry["snapshot"] and symbol not in amid:
             bids.clear()
             asks.clear()
-        fresh = entry["last"]
+        (amid.discard if entry["last"] else amid.add)(symbol)
         side = bids if entry["side"] == "bid" else asks
         side.pop(Decimal(entry["px"]), None)
         if entry["action"] == "set":
             side[Decimal(entry["px"])] = Decimal(entry["qty"])
         if entry["last"] and not entry["snapshot"]:
-            known = quotes[entry["symbol"]]
+            known = quotes[symbol]
             at = bisect_right(known, entry["venue_seq"], key=lambda quote: quote[0])
             if 0 < at < len(known):
                 bid, ask = max(bids), min(asks)
