@@ -520,7 +520,7 @@ def chaos(
     json
         One JSON object instead of text.
     report
-        Write docs/reliability.md.
+        Write docs/reliability.md, or into it the scenarios that are named.
     """
     from tapecast.chaos.suite import run_chaos
     from tapecast.daemons import guarded

@@ -1,5 +1,6 @@
 """docs/reliability.md: the table of faults with the figures reached, written by the run itself."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -18,16 +19,47 @@ check: per channel and session `delivered + lost = last - first + 1`, strictly a
 equal the tape's, books equal those of an oracle that folds the tape by itself. *Simulated* is the same code
 of keeper and consumer in a time that jumps; *real* is processes and sockets on loopback.
 
-This page is written by `{command}`; nothing in it is typed by hand.
+This page is written by `{command}`; nothing in it is typed by hand. A scenario that is run
+again on the same day and machine, by its name, replaces its rows.
 
 """
+_RULE: Final = "| --- | --- | --- | --- | --- | --- |\n"
+_SCENARIO: Final = re.compile(r"^\| \*\*", re.MULTILINE)
+#: what two runs of a day may differ in
+_OF_A_RUN: Final = re.compile(r" \d\d:\d\d UTC|load at the beginning [^;]*; ")
 
 
-def write_report(results: Sequence[Result], machine: Machine, *, long: bool) -> None:
-    """Write the page. Raises UsageError where there is no checkout."""
+def write_report(results: Sequence[Result], machine: Machine, *, long: bool, whole: bool) -> None:
+    """Write the page or, unless the results are the `whole` of it, these scenarios in the page that is there.
+
+    Raises UsageError where there is no checkout, or the page is of another day, machine or form.
+    """
     if not PAGE.parent.is_dir():
         raise UsageError(f"{PAGE.parent}: no such folder; --report writes into a checkout of the project")
-    PAGE.write_text(page(results, machine, long=long))
+    new = page(results, machine, long=long)
+    PAGE.write_text(new if whole or not PAGE.exists() else updated(PAGE.read_text(), new))
+
+
+def updated(old: str, new: str) -> str:
+    """Return the old page with the scenarios of the new one. Raises UsageError if they cannot be compared."""
+    (head, rows), (new_head, new_rows) = (text.split(_RULE) for text in (old, new))
+    if _ran_on(head) != _ran_on(new_head):
+        raise UsageError(
+            f"{PAGE}: of another day, machine or form than these scenarios; --report without names writes all"
+        )
+    told = dict(_scenarios(rows)) | dict(_scenarios(new_rows))
+    return f"{new_head}{_RULE}{''.join(told.values())}"
+
+
+def _ran_on(head: str) -> str:
+    """Return what a page says of day, machine, versions and form."""
+    return _OF_A_RUN.sub("", head.rstrip().splitlines()[-3])
+
+
+def _scenarios(rows: str) -> list[tuple[str, str]]:
+    """Return the names of the scenarios in a table, with the rows of each."""
+    parts = _SCENARIO.split(rows)[1:]
+    return [(part[: part.index("**")], f"| **{part}") for part in parts]
 
 
 def page(results: Sequence[Result], machine: Machine, *, long: bool) -> str:
@@ -40,7 +72,7 @@ def page(results: Sequence[Result], machine: Machine, *, long: bool) -> str:
         f"load at the beginning {machine.load}; {versions}; form {'long' if long else 'quick'}.\n\n"
     )
     lines.append("| Fault | Form, seed | Held | What | Reached | Wanted |\n")
-    lines.append("| --- | --- | --- | --- | --- | --- |\n")
+    lines.append(_RULE)
     for result in results:
         state = "skipped" if result.skipped else "yes" if result.held else "**no**"
         name = f"**{result.name}** {result.fault}".strip()

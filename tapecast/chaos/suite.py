@@ -64,7 +64,7 @@ def run_chaos(
     faults  a file: one simulated run behind these instead
     long    the whole forms: a million frames, a thousand joins
     times   see `Bench`
-    report  write docs/reliability.md
+    report  write docs/reliability.md, or into it what is named
     Raises UsageError.
     """
     unknown = sorted(set(names) - SCENARIOS.keys())
@@ -90,7 +90,7 @@ def run_chaos(
         said = {"machine": machine, "seed": seed, "results": results, "held": all(r.held for r in results)}
         print(orjson.dumps(msgspec.to_builtins(said)).decode())
     if report:
-        write_report(results, machine, long=long)
+        write_report(results, machine, long=long, whole=not names)
     return 0 if all(result.held for result in results) else 1
 
 

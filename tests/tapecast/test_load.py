@@ -9,11 +9,25 @@ from typing import Any
 
 import pytest
 
+from market_types.enums import MsgType
 from udp_protocol.datagram import walk
 from udp_protocol.tape_follower import TapeFollower
 
 pytestmark = pytest.mark.long
 RECORDING = "binance_usdm/20210722"
+#: what the stand-ins of other venues play to fifty symbols, how fast, and when all is cut, in its own seconds
+OTHERS = {
+    "bybit": ("bybit/20210417_BYBIT.ws.25.0.gz", 0.5, 3.0),
+    "okx": ("okx/20220227_OKX.ws.1.0.gz", 0.5, 3.0),
+    "upbit": ("upbit/20210405_UPBIT-d78752.0.gz", 2.0, 6.0),
+    "coinbase": ("coinbase/20210417_COINBASE.ws.28.0.gz", 0.5, 3.0),
+    "coinbase advanced": ("coinbase/20210417_COINBASE.ws.28.0.gz", 0.5, 3.0),
+    "deribit": ("deribit/20210405_DERIBIT-5dd9ce.0.gz", 2.0, 6.0),
+    "bithumb": ("bithumb/20241128_v2_simple_orderbook.jsonl", 0.5, 3.0),
+    "ls": ("ls/sample_frames.jsonl", 0.005, 0.1),  # five registrations a second: a minute to be back
+    "bitstamp": ("bitstamp/20210405_BITSTAMP-b88f8b.0.gz", 2.0, 6.0),
+}
+MARKET_DATA = (MsgType.TRADE, MsgType.BBO, MsgType.L2_DELTA)
 
 
 def status_of(pid: int, field: str) -> int:
@@ -206,3 +220,76 @@ def test_three_hundred_drops_leave_nothing_behind(stage: Any, recordings: Path) 
     assert last[1] <= first[1] + 16 * 1024  # KiB
     # a stream subscribed twice would repeat every event; trades repeat where a clone's play begins again
     assert "depth_duplicates" not in ended(feeder)["counters"]
+
+
+@pytest.mark.parametrize("who", OTHERS)
+def test_fifty_symbols_of_a_venue_are_whole_within_its_limits_and_come_back(
+    who: str, stage: Any, recordings: Path
+) -> None:
+    """No frame missing, nothing refused, every book valid; all connections are cut at once on the way."""
+    capture, speed, cut_s = OTHERS[who]
+    venue, _, market = who.partition(" ")
+    stage.environ["TAPECAST_RECORDINGS"] = str(recordings)
+    stage.environ |= {"LS_APP_KEY": "key", "LS_APP_SECRET": "secret"}
+    faults = stage.folder / "faults.toml"
+    faults.write_text(f'[[fault]]\nat_s = {cut_s}\nstream = "*"\ndo = "close"\n')
+    books = stage.ready(
+        "books",
+        "--json",
+        "--via",
+        "tape",
+        "--allow",
+        "sim",
+        "--venue",
+        venue,
+        "--until-done",
+        "--levels",
+        "1",
+    )
+    listener = stage.ready("listen", "--json", "--allow", "sim", "--venue", venue, "--types", "status")
+    feeder = stage.start(
+        "feeder", venue, "--replay", capture, "--alias", "50", "--speed", speed, "--faults", faults,
+        "--exit-at-end", *(("--market", market) if market else ()),
+    )  # fmt: skip
+    anonymous, files, cut, back = 0, set(), 0.0, 0.0
+    while feeder.popen.poll() is None:
+        try:
+            anonymous = max(anonymous, status_of(feeder.popen.pid, "RssAnon"))
+            files.add(descriptors(feeder.popen.pid))
+        except (FileNotFoundError, ProcessLookupError):
+            break
+        if not cut and '"link_down"' in feeder.err:
+            cut = time.monotonic()
+        seen = connections(listener.out)
+        if cut and not back and time.monotonic() - cut > 1 and seen[-1][0] == seen[-1][1]:
+            back = time.monotonic()
+        time.sleep(0.25)
+    assert feeder.end() == 0, feeder.err[-3000:]
+    end = ended(feeder)
+    refusals = {"rest_429", "rest_418", "connect_failures", "refused_streams", "no_tape", "token_failures"}
+    assert not end["counters"].keys() & refusals, end["counters"]
+    assert 0 < back - cut < 60
+    assert anonymous < 400 * 1024  # KiB
+    follower = TapeFollower(stage.shm, f"{venue}.sim")
+    numbers: dict[int, int] = {}
+    waits = []
+    while records := follower.poll():
+        for _, datagram in records:
+            for frame in walk(bytes(datagram), channel=None):
+                header = frame.header
+                assert header.channel_seq == numbers.get(header.channel_id, 0) + 1
+                numbers[header.channel_id] = header.channel_seq
+                if header.msg_type in MARKET_DATA:
+                    waits.append(header.ts_send_ns - header.ts_recv_ns)
+    assert not follower.counters
+    assert sum(numbers.values()) == end["frames"]
+    assert books.end() == 0, books.err[-3000:]
+    rows = [json.loads(line) for line in books.out.splitlines()]
+    assert all(row["valid"] for row in rows)
+    waits.sort()
+    p50, p99 = waits[len(waits) // 2] / 1e3, waits[len(waits) * 99 // 100] / 1e3
+    print(
+        f"{who}: {len(rows)} books, {connections(listener.out)[-1][1]} connections, {end['frames']} frames, "
+        f"send - recv p50 {p50:.0f} us, p99 {p99:.0f} us, RssAnon {anonymous / 1024:.0f} MiB, "
+        f"at most {max(files)} descriptors, back after {back - cut:.1f} s"
+    )

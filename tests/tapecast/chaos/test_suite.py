@@ -107,6 +107,35 @@ def test_the_page_is_written_by_the_run(tmp_path: Path, monkeypatch: pytest.Monk
     assert this_machine().cpu in text
 
 
+@pytest.mark.usefixtures("on_shelf", "scenarios")
+def test_a_scenario_run_again_replaces_its_rows_on_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "reliability.md"
+    monkeypatch.setattr(report, "PAGE", page)
+    run("good", "bad", "none", report=True)
+    before = page.read_text()
+
+    def mended(bench: Bench) -> Result:
+        result = Result("bad", "all", "simulated", bench.seed)
+        result.zero("frames lost", 0)
+        return result
+
+    monkeypatch.setitem(suite.SCENARIOS, "bad", mended)
+    run("bad", report=True)
+    text = page.read_text()
+    assert "| **bad** all | simulated 1 | yes | frames lost | 0 | 0 |" in text
+    assert "**frames lost**" not in text
+    rows, others = (
+        [line for line in told.splitlines() if line.startswith("| **") and "**bad**" not in line]
+        for told in (before, text)
+    )
+    assert rows == others
+    page.write_text(text.replace(this_machine().date[:10], "2001-01-01"))
+    with pytest.raises(UsageError, match="another day"):
+        run("bad", report=True)
+
+
 def test_a_broken_process_is_a_scenario_that_does_not_hold(
     stock: Stock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
