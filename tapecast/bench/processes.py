@@ -21,7 +21,7 @@ from market_types.processes import dies_with_parent
 from tapecast.bench.figures import BenchError
 
 READY_S = 60.0
-QUIET_NS = 1_000_000  # of CPU in QUIET_S: a process that has nothing to do but beat
+QUIET_NS = 3_000_000  # of CPU in QUIET_S: a process that has nothing to do but beat
 QUIET_S = 0.1
 SETTLED_S = 10.0
 CPUCLOCK_SCHED = 2  # include/linux/posix-timers.h: the CPU time of all threads of a process
