@@ -13,6 +13,7 @@ from feeder.venues import coinbase_advanced, coinbase_exchange, coinbase_lists, 
 from feeder.venues.base import Adapter, Limits, Plan, Shared
 from feeder.venues.coinbase_advanced import MAX_BOOKS, AdvancedAdapter
 from feeder.venues.coinbase_exchange import BOOK, HEARTBEAT, MATCHES, SIGNED_BOOK, TICKER, ExchangeAdapter
+from feeder.venues.plans import spread
 from market_types.configuration import SettingError
 from market_types.instruments import Instrument
 
@@ -47,17 +48,12 @@ class Products:
         channels = self._channels(settings)
         known = None if offered is None else set(offered)
         size = min(settings.symbols_per_connection, self._most(channels))
-        made = []
-        for first in range(0, len(instruments), size):
-            carried: dict[Instrument, list[str]] = {}
-            for place in instruments[first : first + size]:
-                if place is not None:
-                    names = [f"{channel}:{place.symbol}" for channel in channels]
-                    carried[place] = [name for name in names if known is None or name in known]
-            streams = tuple(name for names in carried.values() for name in names)
-            if streams:
-                made.append(Plan("", streams, tuple(place for place, names in carried.items() if names)))
-        return made
+
+        def streams_of(instrument: Instrument) -> list[str]:
+            names = [f"{channel}:{instrument.symbol}" for channel in channels]
+            return [name for name in names if known is None or name in known]
+
+        return spread(instruments, size, streams_of)
 
 
 class Exchange(Products):
