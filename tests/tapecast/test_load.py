@@ -36,6 +36,21 @@ def status_of(pid: int, field: str) -> int:
     return int(found[1])
 
 
+def read_whole(follower: TapeFollower) -> tuple[int, list[int]]:
+    """Return the frames on a tape, none missing in a channel, and ts_send - ts_recv in ns of market data."""
+    numbers: dict[int, int] = {}
+    waits = []
+    while records := follower.poll():
+        for _, datagram in records:
+            for frame in walk(bytes(datagram), channel=None):
+                header = frame.header
+                assert header.channel_seq == numbers.get(header.channel_id, 0) + 1
+                numbers[header.channel_id] = header.channel_seq
+                if header.msg_type in MARKET_DATA:
+                    waits.append(header.ts_send_ns - header.ts_recv_ns)
+    return sum(numbers.values()), waits
+
+
 def descriptors(pid: int) -> int:
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
 
@@ -127,17 +142,7 @@ def test_twelve_hundred_symbols_over_two_hundred_and_forty_connections(stage: An
     assert anonymous < 400 * 1024  # KiB
     assert max(files) <= 2 * 264 + 64  # two for each connection that is handed over, and what a process has
     follower = TapeFollower(stage.shm, "binance.sim")
-    numbers: dict[int, int] = {}
-    frames, waits = 0, []
-    while records := follower.poll():
-        for _, datagram in records:
-            for frame in walk(bytes(datagram), channel=None):
-                header = frame.header
-                assert header.channel_seq == numbers.get(header.channel_id, 0) + 1
-                numbers[header.channel_id] = header.channel_seq
-                frames += 1
-                if header.msg_type in (0x10, 0x12, 0x13):
-                    waits.append(header.ts_send_ns - header.ts_recv_ns)
+    frames, waits = read_whole(follower)
     assert not follower.counters
     assert frames == end["frames"]
     assert stand_in.end() == 0, stand_in.err
@@ -270,18 +275,9 @@ def test_fifty_of_a_venue_are_whole_within_its_limits_and_come_back(
     assert 0 < back - cut < 60
     assert anonymous < 400 * 1024  # KiB
     follower = TapeFollower(stage.shm, f"{venue}.sim")
-    numbers: dict[int, int] = {}
-    waits = []
-    while records := follower.poll():
-        for _, datagram in records:
-            for frame in walk(bytes(datagram), channel=None):
-                header = frame.header
-                assert header.channel_seq == numbers.get(header.channel_id, 0) + 1
-                numbers[header.channel_id] = header.channel_seq
-                if header.msg_type in MARKET_DATA:
-                    waits.append(header.ts_send_ns - header.ts_recv_ns)
+    frames, waits = read_whole(follower)
     assert not follower.counters
-    assert sum(numbers.values()) == end["frames"]
+    assert frames == end["frames"]
     assert books.end() == 0, books.err[-3000:]
     rows = [json.loads(line) for line in books.out.splitlines()]
     assert all(row["valid"] for row in rows)
